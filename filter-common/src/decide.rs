@@ -1,0 +1,126 @@
+//! The verdict on a packet, in the order in which it is reached. The first that decides wins:
+//!
+//! 1. Shape: [`crate::frame`] and [`crate::ip`] refuse what cannot be read (`malformed`).
+//! 2. Identity: [`identity`] (`spoofed`, `neighbour_claim`, `neighbour`).
+//! 3. A known connection, judged under the policy in force, passes (`reply` or its own reason).
+//! 4. Guard, 5. protocol, 6. allowed CIDR, 9. denied CIDR, 10. default: [`judge`]. The compiler has
+//!    flattened 4, 6 and 9 into one trie, so the rule word arrives here already settled among them.
+//!    (7 and 8, names, are decided in userspace and have no place yet.)
+//! 11. A new connection takes its place in the budget, or is refused (`connection_limit`, `capacity`).
+//!
+//! [`refusal`] says what the sandbox is told.
+
+use crate::ip::{Kind, Packet, protocol};
+use crate::layout::Sandbox;
+use crate::{Class, Reason, RuleWord};
+
+/// What the sandbox is told of a denial.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Nothing.
+    Silence,
+    /// A TCP reset.
+    Reset,
+    /// ICMP: administratively prohibited.
+    Unreachable,
+}
+
+/// Whether a packet of `sandbox` comes from where it says. Neighbour discovery is judged by
+/// [`crate::neighbour`] instead.
+///
+/// # Errors
+/// `spoofed`, or `neighbour_claim` for the part of a DHCP server (RFC 2131 section 4.1, RFC 9915 section
+/// 7.2), or `protocol` for multicast listener reports, which need no answer and no connection.
+#[inline(always)]
+pub fn identity(packet: &Packet, sandbox: &Sandbox) -> Result<(), Reason> {
+    const DHCP_SERVER: u16 = 67_u16.to_be();
+    const DHCP_V6_SERVER: u16 = 547_u16.to_be();
+    if matches!(packet.kind, Kind::MulticastListener) {
+        return Err(Reason::Protocol);
+    }
+    if !sandbox.owns(packet.src) || packet.src.is_unspecified() || packet.src.is_multicast_or_broadcast() {
+        return Err(Reason::Spoofed);
+    }
+    if matches!(packet.kind, Kind::Udp) {
+        let server = if packet.src.is_v4() { DHCP_SERVER } else { DHCP_V6_SERVER };
+        if packet.src_port == server {
+            return Err(Reason::NeighbourClaim);
+        }
+    }
+    Ok(())
+}
+
+/// The verdict on a packet of the sandbox that belongs to no known connection.
+#[inline(always)]
+pub const fn judge(packet: &Packet, rule: RuleWord) -> Reason {
+    if packet.mapped_destination {
+        return Reason::Guarded;
+    }
+    match (rule.class(), packet.kind) {
+        (Class::Guarded, _) => Reason::Guarded,
+        // An error or an answer that belongs to nothing, and whatever is not TCP, UDP or echo.
+        (
+            _,
+            Kind::EchoReply | Kind::IcmpError | Kind::Neighbour | Kind::MulticastListener | Kind::Other,
+        ) => Reason::Protocol,
+        (Class::Allowed, _) => Reason::AllowedCidr,
+        (_, Kind::LaterFragment) => Reason::Fragment,
+        (Class::Denied, _) => Reason::DeniedCidr,
+        (Class::Unmatched, _) => Reason::Default,
+    }
+}
+
+/// Whether a connection that is already open may stay open under `rule`.
+#[inline(always)]
+pub const fn permits(rule: RuleWord) -> bool {
+    match rule.class() {
+        Class::Allowed | Class::Unmatched => true,
+        Class::Denied | Class::Guarded => false,
+    }
+}
+
+/// Why packets of a connection pass that `rule` let through.
+#[inline(always)]
+pub const fn reason_of(rule: RuleWord) -> Reason {
+    match rule.class() {
+        Class::Allowed => Reason::AllowedCidr,
+        Class::Unmatched => Reason::Default,
+        Class::Denied => Reason::DeniedCidr,
+        Class::Guarded => Reason::Guarded,
+    }
+}
+
+/// What the sandbox is told of `packet`, refused for `reason`.
+///
+/// A reset is never answered (RFC 9293 section 3.5.2), nor is an ICMP error, a later fragment, or
+/// anything to a multicast address (RFC 1122 section 3.2.2, RFC 4443 section 2.4). Who lies about who it
+/// is gets no answer either.
+#[inline(always)]
+pub const fn refusal(packet: &Packet, reason: Reason) -> Refusal {
+    if matches!(reason, Reason::Malformed | Reason::Spoofed | Reason::NeighbourClaim | Reason::Inbound)
+        || packet.dst.is_multicast_or_broadcast()
+        || packet.mapped_destination
+    {
+        return Refusal::Silence;
+    }
+    match packet.kind {
+        Kind::Tcp => {
+            if packet.is_reset() {
+                Refusal::Silence
+            } else {
+                Refusal::Reset
+            }
+        }
+        Kind::Udp | Kind::EchoRequest | Kind::EchoReply => Refusal::Unreachable,
+        // ICMP that is no echo is not answered; other protocols are.
+        Kind::Other => match packet.protocol {
+            protocol::ICMP | protocol::ICMP_V6 => Refusal::Silence,
+            _ => Refusal::Unreachable,
+        },
+        Kind::IcmpError | Kind::Neighbour | Kind::MulticastListener | Kind::LaterFragment => Refusal::Silence,
+    }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,408 @@
+//! The types that lie in maps and ring buffers.
+//!
+//! Integers only, every byte named, so that no padding can carry stale memory into a key or out to
+//! userspace. A change to any of them changes [`ABI`].
+
+use crate::frame::Mac;
+use crate::ip::{Kind, Packet};
+use crate::tcp::Side;
+use crate::{Addr, Reason};
+
+/// Number of this set of layouts. Pinned maps carry it in their path; a daemon that finds another one
+/// does not touch them.
+pub const ABI: u32 = 1;
+
+/// Sandboxes that one host can have.
+pub const MAX_SANDBOXES: u32 = 16_384;
+/// Distinct policies that can be in force or in preparation at once.
+pub const MAX_POLICIES: u32 = 32_768;
+/// Addresses that one sandbox can have.
+pub const MAX_ADDRS: usize = 8;
+/// Counter places a sandbox: one for each reason, with room for the list to grow.
+pub const COUNTERS: usize = 32;
+const _: () = assert!(Reason::COUNT <= COUNTERS);
+
+/// What a packet says of the connection that it belongs to. Ports as in [`Packet`].
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// Where it comes from.
+    pub src: Addr,
+    /// Where it goes.
+    pub dst: Addr,
+    /// What it is.
+    pub kind: Kind,
+    /// The protocol number.
+    pub protocol: u8,
+    /// Source port or echo identifier.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+}
+
+/// Which connection a packet belongs to, as seen from the sandbox.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowKey {
+    local: Addr,
+    remote: Addr,
+    tenant: u32,
+    ports: [u16; 2],
+    protocol: u32,
+}
+const _: () = assert!(size_of::<FlowKey>() == 44);
+
+/// Stands in the place of the remote port of an echo that the sandbox began, so that a reply cannot pass
+/// for a request.
+const SANDBOX_ASKS: u16 = 1;
+
+impl FlowKey {
+    /// The key of the connection that `packet`, sent by `from`, belongs to; `None` for kinds that have no
+    /// connections.
+    #[inline(always)]
+    pub fn of(tenant: u32, packet: &Packet, from: Side) -> Option<Self> {
+        let ends = Ends {
+            src: packet.src,
+            dst: packet.dst,
+            kind: packet.kind,
+            protocol: packet.protocol,
+            src_port: packet.src_port,
+            dst_port: packet.dst_port,
+        };
+        Self::between(tenant, &ends, from)
+    }
+
+    /// As [`Self::of`], of the ends alone.
+    #[inline(always)]
+    pub fn between(tenant: u32, ends: &Ends, from: Side) -> Option<Self> {
+        let (local, remote) = match from {
+            Side::Sandbox => (ends.src, ends.dst),
+            Side::Remote => (ends.dst, ends.src),
+        };
+        let ports = match ends.kind {
+            Kind::Tcp | Kind::Udp => match from {
+                Side::Sandbox => [ends.src_port, ends.dst_port],
+                Side::Remote => [ends.dst_port, ends.src_port],
+            },
+            Kind::EchoRequest | Kind::EchoReply => {
+                let sandbox_asks = matches!(ends.kind, Kind::EchoRequest) == matches!(from, Side::Sandbox);
+                [ends.src_port, if sandbox_asks { SANDBOX_ASKS } else { 0 }]
+            }
+            Kind::IcmpError
+            | Kind::Neighbour
+            | Kind::MulticastListener
+            | Kind::LaterFragment
+            | Kind::Other => return None,
+        };
+        Some(Self { local, remote, tenant, ports, protocol: ends.protocol as u32 })
+    }
+
+    /// The sandbox's address.
+    #[inline(always)]
+    pub const fn local(&self) -> Addr {
+        self.local
+    }
+
+    /// The other end's address.
+    #[inline(always)]
+    pub const fn remote(&self) -> Addr {
+        self.remote
+    }
+
+    /// Whose connection it is: [`Sandbox::tenant`].
+    #[inline(always)]
+    pub const fn tenant(&self) -> u32 {
+        self.tenant
+    }
+
+    /// The sandbox's port or an echo's identifier, in network byte order.
+    #[inline(always)]
+    pub const fn local_port(&self) -> u16 {
+        self.ports[0]
+    }
+
+    /// The other end's port, in network byte order.
+    #[inline(always)]
+    pub const fn remote_port(&self) -> u16 {
+        self.ports[1]
+    }
+
+    /// The protocol number.
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        (self.protocol & 0xff) as u8
+    }
+}
+
+/// The kernel's `struct bpf_timer`: it finds the timer in a map's value by this name.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L7268-L7270>
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct bpf_timer {
+    /// The kernel's own.
+    pub opaque: [u64; 2],
+}
+
+/// A connection that is being followed. Times are nanoseconds of `CLOCK_MONOTONIC`, coarse.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Ends the connection when it has been idle for too long.
+    pub timer: bpf_timer,
+    /// When it began.
+    pub opened: u64,
+    /// When its last packet was seen.
+    pub last_seen: u64,
+    /// Frame bytes that the sandbox sent.
+    pub bytes_out: u64,
+    /// Frame bytes that came for it.
+    pub bytes_in: u64,
+    /// The policy generation that it was last judged under.
+    pub generation: u32,
+    /// The rule that lets it pass, as [`crate::RuleWord`] bits.
+    pub rule: u32,
+    /// TCP: bits of [`crate::tcp::state`].
+    pub state: u32,
+    /// TCP: the last acknowledgement number that the sandbox sent, as it lies in the packet: what it
+    /// expects next.
+    pub ack_of_sandbox: u32,
+    /// TCP: the same of the other end.
+    pub ack_of_remote: u32,
+    /// The sandbox's slot.
+    pub slot: u32,
+    /// Hardware addresses of a frame that the sandbox sends: destination, then its own.
+    pub macs: [u32; 3],
+    /// Always 0.
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Flow>() == 88);
+
+/// What stays of a TCP connection behind its end, for the last acknowledgements.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Closed {
+    /// Until when.
+    pub until: u64,
+}
+
+/// A sandbox, as long as it is attached. Written before the first packet is judged; never changed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Sandbox {
+    /// Number of this attachment, never used again; 0 in a free slot.
+    pub tenant: u32,
+    /// Bits of [`sandbox_flags`].
+    pub flags: u32,
+    /// The index of its interface.
+    pub ifindex: u32,
+    /// How many of `addrs` count.
+    pub addr_count: u32,
+    /// Its hardware address, if [`sandbox_flags::KNOWN_MAC`].
+    pub mac: Mac,
+    /// Always 0.
+    pub zero: [u8; 2],
+    /// Its addresses.
+    pub addrs: [Addr; MAX_ADDRS],
+}
+const _: () = assert!(size_of::<Sandbox>() == 152);
+
+/// Bits of [`Sandbox::flags`].
+pub mod sandbox_flags {
+    /// The hardware address is known: frames from another one are spoofed.
+    pub const KNOWN_MAC: u32 = 1;
+    /// Source addresses are not checked.
+    pub const ANY_ADDR: u32 = 2;
+    /// Anybody, not just the host, may start connections to it.
+    pub const INBOUND_ANY: u32 = 4;
+}
+
+/// The policy in force: one aligned word, so that one store replaces it.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PolicyWord(u64);
+
+impl PolicyWord {
+    /// Joins a policy's slot and the generation under which it is in force.
+    pub const fn new(slot: u32, generation: u32) -> Self {
+        Self((generation as u64) << 32 | slot as u64)
+    }
+
+    /// From the raw word.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The raw word.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Which trie, and which entry of [`Policy`].
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Which generation. 0 stands for none.
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// What a policy says besides its trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Connections that a sandbox may have at once.
+    pub egress_connections: u32,
+    /// Always 0.
+    pub zero: u32,
+    /// Hash of the compiled policy's content, guard included.
+    pub hash: [u8; 32],
+}
+const _: () = assert!(size_of::<Policy>() == 40);
+
+/// A sandbox's connections.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Budget {
+    /// Open now.
+    pub active: u32,
+    /// The most that were open at once.
+    pub peak: u32,
+    /// How many were refused for want of budget.
+    pub refused: u64,
+}
+
+/// Packets and bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Frame bytes.
+    pub bytes: u64,
+}
+
+/// A sandbox's packets by [`Reason`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Indexed by the reason's number.
+    pub by_reason: [Count; COUNTERS],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { by_reason: [Count::default(); COUNTERS] }
+    }
+}
+
+/// How much a sandbox has made the host say of late. A window is 2^27 ns (about 134 ms).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Throttle {
+    /// The window that the two counts are of.
+    pub window: u32,
+    /// Refusals sent.
+    pub refusals: u32,
+    /// Denials told.
+    pub denials: u32,
+    /// Always 0.
+    pub zero: u32,
+    /// Denials that were not told, ever.
+    pub untold: u64,
+}
+
+/// What happened.
+pub mod event_kind {
+    /// A connection began.
+    pub const OPEN: u8 = 1;
+    /// A connection ended.
+    pub const CLOSE: u8 = 2;
+    /// A packet was refused.
+    pub const DENY: u8 = 3;
+}
+
+/// Something that happened to a sandbox's traffic. Ports are in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub at: u64,
+    /// When the connection began; 0 where there is none.
+    pub opened: u64,
+    /// Bytes that the sandbox sent on the connection, or in the refused packet.
+    pub bytes_out: u64,
+    /// Bytes that came for it.
+    pub bytes_in: u64,
+    /// The sandbox's address.
+    pub local: Addr,
+    /// The other end's.
+    pub remote: Addr,
+    /// [`Sandbox::tenant`].
+    pub tenant: u32,
+    /// The policy generation that decided.
+    pub generation: u32,
+    /// The rule that decided, as [`crate::RuleWord`] bits.
+    pub rule: u32,
+    /// The sandbox's port.
+    pub local_port: u16,
+    /// The other end's.
+    pub remote_port: u16,
+    /// A number of [`event_kind`].
+    pub kind: u8,
+    /// [`Reason`].
+    pub reason: u8,
+    /// The protocol number; 0 where the packet could not be read that far.
+    pub protocol: u8,
+    /// 1 when the packet, or the connection's first packet, was on its way to the sandbox.
+    pub inbound: u8,
+    /// Always 0.
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Event>() == 88);
+
+/// A TCP connection that lost its permission: what it takes to reset both ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// The connection.
+    pub key: FlowKey,
+    /// The sandbox's interface.
+    pub ifindex: u32,
+    /// As [`Flow::ack_of_sandbox`].
+    pub ack_of_sandbox: u32,
+    /// As [`Flow::ack_of_remote`].
+    pub ack_of_remote: u32,
+    /// As [`Flow::macs`].
+    pub macs: [u32; 3],
+}
+const _: () = assert!(size_of::<Cut>() == 68);
+
+/// What the sweep program is asked, in the control fields of its context.
+pub mod sweep {
+    /// Judge a sandbox's connections under its present policy and cut those that lost their permission.
+    pub const REJUDGE: u32 = 1;
+    /// Forget all connections of a sandbox.
+    pub const FORGET: u32 = 2;
+    /// Return value: all done.
+    pub const DONE: u32 = 0;
+    /// Return value: the ring of cuts is full; empty it and ask again.
+    pub const AGAIN: u32 = 1;
+}
+
+#[cfg(feature = "aya")]
+mod pod {
+    use super::{Budget, Closed, Counters, Flow, FlowKey, Policy, Sandbox, Throttle};
+
+    macro_rules! pod {
+        ($($name:ty),+) => {$(
+            // SAFETY: `repr(C)`, integers only and, as the size assertions show, no padding.
+            unsafe impl aya::Pod for $name {}
+        )+};
+    }
+    pod!(FlowKey, Flow, Closed, Sandbox, Policy, Budget, Counters, Throttle);
+}

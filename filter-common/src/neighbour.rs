@@ -1,0 +1,151 @@
+//! ARP and IPv6 neighbour discovery: a sandbox speaks for its own addresses and nobody else's.
+
+use crate::Addr;
+use crate::frame::{ETHERNET_LEN, Ethernet, Mac, Malformed};
+use crate::icmp::message;
+use crate::ip::{Kind, Packet};
+use crate::layout::{MAX_ADDRS, Sandbox, sandbox_flags};
+use crate::read::{Read, byte, first_half, second_half};
+
+/// An ARP packet for IPv4 over Ethernet (RFC 826).
+#[derive(Clone, Copy, Debug)]
+pub struct Arp {
+    sender_mac: Mac,
+    sender: Addr,
+    target: Addr,
+}
+
+/// Reads an ARP packet.
+///
+/// # Errors
+/// [`Malformed`] if it is cut short, not about IPv4 over Ethernet, or neither request nor reply.
+#[inline(always)]
+pub fn parse_arp<R: Read>(read: &R) -> Result<Arp, Malformed> {
+    const ETHERNET_IPV4: [u32; 2] =
+        [u32::from_ne_bytes([0, 1, 8, 0]), u32::from_ne_bytes([6, 4, 0, 0])];
+    let Some([types, sizes, sender, rest, ip_rest, _, target]) = read.words::<7>(ETHERNET_LEN) else {
+        return Err(Malformed);
+    };
+    let operation = u16::from_be(second_half(sizes));
+    if types != ETHERNET_IPV4[0] || first_half(sizes) != first_half(ETHERNET_IPV4[1]) || !matches!(operation, 1 | 2) {
+        return Err(Malformed);
+    }
+    let (m, r, i) = (sender.to_ne_bytes(), rest.to_ne_bytes(), ip_rest.to_ne_bytes());
+    Ok(Arp {
+        sender_mac: [m[0], m[1], m[2], m[3], r[0], r[1]],
+        sender: Addr::from_v4_word(u32::from_ne_bytes([r[2], r[3], i[0], i[1]])),
+        target: Addr::from_v4_word(target),
+    })
+}
+
+impl Sandbox {
+    /// Whether `mac` may be a source of its frames.
+    #[inline(always)]
+    pub const fn owns_mac(&self, mac: Mac) -> bool {
+        let own = self.mac;
+        self.flags & sandbox_flags::KNOWN_MAC == 0
+            || (mac[0] == own[0] && mac[1] == own[1] && mac[2] == own[2])
+                && (mac[3] == own[3] && mac[4] == own[4] && mac[5] == own[5])
+    }
+
+    /// Whether `addr` is one of its addresses: those it was attached with, and the link-local one that
+    /// follows from its hardware address.
+    #[inline(always)]
+    pub fn owns(&self, addr: Addr) -> bool {
+        if self.flags & sandbox_flags::ANY_ADDR != 0 {
+            return true;
+        }
+        let mut index = 0;
+        while index < MAX_ADDRS {
+            if index >= self.addr_count as usize {
+                break;
+            }
+            if self.addrs[index] == addr {
+                return true;
+            }
+            index += 1;
+        }
+        self.flags & sandbox_flags::KNOWN_MAC != 0 && addr == link_local(self.mac)
+    }
+}
+
+/// The link-local address that an interface makes of its hardware address (RFC 4291 appendix A).
+#[inline(always)]
+pub const fn link_local(mac: Mac) -> Addr {
+    Addr::from_v6_words([
+        u32::from_ne_bytes([0xfe, 0x80, 0, 0]),
+        0,
+        u32::from_ne_bytes([mac[0] ^ 2, mac[1], mac[2], 0xff]),
+        u32::from_ne_bytes([0xfe, mac[3], mac[4], mac[5]]),
+    ])
+}
+
+/// Whether an ARP packet of `sandbox` speaks for itself: as the owner of its address, or asking whether
+/// anybody has the address that it is about to use (RFC 5227).
+#[inline(always)]
+pub fn arp_is_own(arp: &Arp, ethernet: &Ethernet, sandbox: &Sandbox) -> bool {
+    arp.sender_mac == ethernet.source()
+        && sandbox.owns_mac(arp.sender_mac)
+        && (sandbox.owns(arp.sender) || arp.sender.is_unspecified() && sandbox.owns(arp.target))
+}
+
+/// Whether a neighbour discovery packet of `sandbox` speaks for itself. Advertising as a router and
+/// redirecting never is (RFC 4861 sections 6.1.2 and 8.1).
+///
+/// Not inlined: it is rare, and the kernel gives a program little stack.
+#[inline(never)]
+pub fn discovery_is_own<R: Read>(read: &R, packet: &Packet, ethernet: &Ethernet, sandbox: &Sandbox) -> bool {
+    if !matches!(packet.kind, Kind::Neighbour) {
+        return false;
+    }
+    let Some([head]) = read.words_at::<1>(packet.l4) else { return false };
+    let from_itself = sandbox.owns(packet.src);
+    match byte(head, 0) {
+        message::ROUTER_SOLICITATION => {
+            (from_itself || packet.src.is_unspecified()) && options_are_own(read, packet.l4 + 8, ethernet)
+        }
+        message::NEIGHBOUR_SOLICITATION => {
+            let Some(target) = read.words_at::<4>(packet.l4 + 8) else { return false };
+            let probes = packet.src.is_unspecified() && sandbox.owns(Addr::from_v6_words(target));
+            (from_itself || probes) && options_are_own(read, packet.l4 + 24, ethernet)
+        }
+        message::NEIGHBOUR_ADVERTISEMENT => {
+            let Some(target) = read.words_at::<4>(packet.l4 + 8) else { return false };
+            from_itself
+                && sandbox.owns(Addr::from_v6_words(target))
+                && options_are_own(read, packet.l4 + 24, ethernet)
+        }
+        _ => false,
+    }
+}
+
+/// Whether every link-layer address among the options (RFC 4861 section 4.6) is the frame's source, which
+/// has been checked already. More options than any host sends are refused unread.
+#[inline(always)]
+fn options_are_own<R: Read>(read: &R, mut offset: u32, ethernet: &Ethernet) -> bool {
+    const SOURCE_LINK_LAYER: u8 = 1;
+    const TARGET_LINK_LAYER: u8 = 2;
+    let mut count = 0;
+    while count < 4 {
+        let Some([first, second]) = read.words_at::<2>(offset) else {
+            return offset >= read.len();
+        };
+        let len = u32::from(byte(first, 1)) * 8;
+        if len == 0 {
+            return false;
+        }
+        if matches!(byte(first, 0), SOURCE_LINK_LAYER | TARGET_LINK_LAYER) {
+            let (f, s) = (first.to_ne_bytes(), second.to_ne_bytes());
+            if len != 8 || [f[2], f[3], s[0], s[1], s[2], s[3]] != ethernet.source() {
+                return false;
+            }
+        }
+        offset += len;
+        count += 1;
+    }
+    offset >= read.len()
+}
+
+#[cfg(test)]
+#[path = "neighbour_tests.rs"]
+mod tests;

@@ -1,0 +1,298 @@
+//! The verdict on a packet: the steps of `filter_common::decide`, with the maps that they need.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use filter_common::decide::{self, Refusal};
+use filter_common::frame::{self, Payload};
+use filter_common::ip::{self, Kind, Packet, Version};
+use filter_common::layout::{FlowKey, PolicyWord, sandbox_flags};
+use filter_common::tcp::Side;
+use filter_common::{Class, Decision, Reason, RuleWord, icmp, neighbour};
+
+use crate::flows::{self, Direction};
+use crate::sandboxes::Attached;
+use crate::skb::Skb;
+use crate::{budget, closed, policy};
+
+/// What becomes of a packet.
+pub enum Outcome {
+    Pass(Reason),
+    Deny(Reason, Refusal),
+}
+
+/// What is known of the packet that is being judged, for refusals and events.
+pub struct Subject {
+    pub macs: [u32; 3],
+    pub packet: Option<Packet>,
+    pub policy: PolicyWord,
+    pub rule: RuleWord,
+    pub inbound: bool,
+}
+
+/// The subject does not fit on the stack beside everything else. A program at TC is not interrupted by
+/// another one on its CPU, so one for each CPU is enough.
+#[btf_map]
+static SUBJECT: PerCpuArray<Subject, 1> = PerCpuArray::new();
+
+impl Subject {
+    /// A fresh subject: a packet that was sent by the sandbox, or to it.
+    #[inline(always)]
+    pub fn fresh(inbound: bool) -> Option<&'static mut Self> {
+        // SAFETY: the element lives as long as the map, and this CPU alone uses it, once at a time.
+        let subject = unsafe { &mut *SUBJECT.get_ptr_mut(0)? };
+        subject.macs = [0; 3];
+        subject.packet = None;
+        subject.rule = RuleWord::UNMATCHED;
+        subject.inbound = inbound;
+        Some(subject)
+    }
+
+    #[inline(always)]
+    fn refused(&self, reason: Reason) -> Outcome {
+        match &self.packet {
+            Some(packet) => Outcome::Deny(reason, decide::refusal(packet, reason)),
+            None => silently(reason),
+        }
+    }
+}
+
+const fn silently(reason: Reason) -> Outcome {
+    Outcome::Deny(reason, Refusal::Silence)
+}
+
+/// Judges what the sandbox sends.
+#[inline(always)]
+pub fn from_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outcome {
+    let sandbox = attached.sandbox;
+    let policy = policy::in_force(attached.slot);
+    subject.policy = policy;
+    let Ok(ethernet) = frame::parse(skb) else { return silently(Reason::Malformed) };
+    if skb.has_vlan_tag() {
+        return silently(Reason::Malformed);
+    }
+    subject.macs = ethernet.macs;
+    if !sandbox.owns_mac(ethernet.source()) {
+        return silently(Reason::Spoofed);
+    }
+    let version = match ethernet.payload {
+        Payload::Arp => {
+            return match neighbour::parse_arp(skb) {
+                Ok(arp) if neighbour::arp_is_own(&arp, &ethernet, sandbox) => Outcome::Pass(Reason::Neighbour),
+                Ok(_) => silently(Reason::NeighbourClaim),
+                Err(frame::Malformed) => silently(Reason::Malformed),
+            };
+        }
+        Payload::Ipv4 => Version::V4,
+        Payload::Ipv6 => Version::V6,
+    };
+    let Ok(packet) = ip::parse(skb, version) else { return silently(Reason::Malformed) };
+    let packet = &*subject.packet.insert(packet);
+    if matches!(packet.kind, Kind::Neighbour) {
+        return if neighbour::discovery_is_own(skb, packet, &ethernet, sandbox) {
+            Outcome::Pass(Reason::Neighbour)
+        } else {
+            silently(Reason::NeighbourClaim)
+        };
+    }
+    if let Err(reason) = decide::identity(packet, sandbox) {
+        return silently(reason);
+    }
+    let key = FlowKey::of(sandbox.tenant, packet, Side::Sandbox);
+    if let Some(key) = &key
+        && let Some(outcome) = known(skb, attached, packet, key, (policy, &mut subject.rule))
+    {
+        return outcome;
+    }
+    if matches!(packet.kind, Kind::IcmpError) && quotes_known(skb, attached, packet, Side::Sandbox) {
+        return Outcome::Pass(Reason::Reply);
+    }
+    let rule = policy::rule(policy, packet.dst);
+    subject.rule = rule;
+    let reason = decide::judge(packet, rule);
+    if let Decision::Deny = reason.decision() {
+        return Outcome::Deny(reason, decide::refusal(packet, reason));
+    }
+    let Some(key) = &key else {
+        // A later fragment to an allowed destination: there is no connection to speak of.
+        return Outcome::Pass(reason);
+    };
+    // A reset opens nothing.
+    if matches!(packet.kind, Kind::Tcp) && packet.is_reset() {
+        return Outcome::Pass(reason);
+    }
+    match open_egress(attached.slot, subject, key, skb.frame_len()) {
+        Ok(()) => Outcome::Pass(reason),
+        Err(reason) => subject.refused(reason),
+    }
+}
+
+/// The verdict on a packet of the sandbox that belongs to a known connection.
+#[inline(always)]
+fn known(
+    skb: &Skb,
+    attached: &Attached,
+    packet: &Packet,
+    key: &FlowKey,
+    (policy, decisive): (PolicyWord, &mut RuleWord),
+) -> Option<Outcome> {
+    if let Some(flow) = flows::find(key, Direction::Egress) {
+        if flow.generation() != policy.generation() {
+            let rule = policy::rule(policy, packet.dst);
+            if !decide::permits(rule) {
+                *decisive = rule;
+                flow.revoke(attached.sandbox.ifindex);
+                return Some(Outcome::Deny(Reason::Revoked, decide::refusal(packet, Reason::Revoked)));
+            }
+            flow.set_judged(rule, policy.generation());
+        }
+        let reason = decide::reason_of(flow.rule());
+        flow.advance(packet, Side::Sandbox, skb.frame_len());
+        return Some(Outcome::Pass(reason));
+    }
+    if let Some(flow) = flows::find(key, Direction::Inbound) {
+        flow.advance(packet, Side::Sandbox, skb.frame_len());
+        return Some(Outcome::Pass(Reason::Reply));
+    }
+    if closed::lingers(key, packet) {
+        return Some(Outcome::Pass(Reason::Reply));
+    }
+    None
+}
+
+/// Whether an ICMP error is about a known connection.
+#[inline(never)]
+fn quotes_known(skb: &Skb, attached: &Attached, packet: &Packet, from: Side) -> bool {
+    let Some(key) = icmp::quoted_flow(skb, packet, from, attached.sandbox.tenant) else { return false };
+    flows::find(&key, Direction::Egress).is_some() || flows::find(&key, Direction::Inbound).is_some()
+}
+
+/// Begins to follow the connection that the sandbox's packet opens. Not inlined, for the sake of the stack.
+#[inline(never)]
+fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
+    let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
+    let policy = subject.policy;
+    if !budget::take(slot, policy::egress_connections(policy)) {
+        return Err(Reason::ConnectionLimit);
+    }
+    let mut flow = flows::fresh(slot, packet, subject.macs, subject.rule, policy.generation());
+    flow.bytes_out = u64::from(bytes);
+    flows::open(key, slot, Direction::Egress, &flow)
+}
+
+/// Begins to follow the connection that a packet to the sandbox opens.
+#[inline(never)]
+fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
+    let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
+    let macs = swap_macs(subject.macs);
+    let mut flow = flows::fresh(slot, packet, macs, RuleWord::UNMATCHED, subject.policy.generation());
+    flow.bytes_in = u64::from(bytes);
+    flows::open(key, slot, Direction::Inbound, &flow)
+}
+
+/// Judges what is sent to the sandbox.
+#[inline(always)]
+pub fn to_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outcome {
+    let sandbox = attached.sandbox;
+    let policy = policy::in_force(attached.slot);
+    subject.policy = policy;
+    let Ok(ethernet) = frame::parse(skb) else { return silently(Reason::Malformed) };
+    if skb.has_vlan_tag() {
+        return silently(Reason::Malformed);
+    }
+    subject.macs = ethernet.macs;
+    let version = match ethernet.payload {
+        // What others claim is the host's to believe or not: their own claims were judged where they
+        // came in.
+        Payload::Arp => return Outcome::Pass(Reason::Neighbour),
+        Payload::Ipv4 => Version::V4,
+        Payload::Ipv6 => Version::V6,
+    };
+    let Ok(packet) = ip::parse(skb, version) else { return silently(Reason::Malformed) };
+    let packet = &*subject.packet.insert(packet);
+    if matches!(packet.kind, Kind::Neighbour) {
+        return Outcome::Pass(Reason::Neighbour);
+    }
+    let by_host = skb.ingress_ifindex() == 0;
+    let Some(key) = FlowKey::of(sandbox.tenant, packet, Side::Remote) else {
+        return without_connection(skb, attached, packet, policy, by_host);
+    };
+    if let Some(flow) = flows::find(&key, Direction::Egress) {
+        if flow.generation() != policy.generation() {
+            let rule = policy::rule(policy, packet.src);
+            if !decide::permits(rule) {
+                subject.rule = rule;
+                flow.revoke(sandbox.ifindex);
+                return silently(Reason::Revoked);
+            }
+            flow.set_judged(rule, policy.generation());
+        }
+        flow.advance(packet, Side::Remote, skb.frame_len());
+        return Outcome::Pass(Reason::Reply);
+    }
+    if let Some(flow) = flows::find(&key, Direction::Inbound) {
+        flow.advance(packet, Side::Remote, skb.frame_len());
+        return Outcome::Pass(Reason::Reply);
+    }
+    if closed::lingers(&key, packet) {
+        return Outcome::Pass(Reason::Reply);
+    }
+    if !(by_host || sandbox.flags & sandbox_flags::INBOUND_ANY != 0) || !sandbox.owns(packet.dst) {
+        return silently(Reason::Inbound);
+    }
+    match packet.kind {
+        // An answer to nothing starts nothing; a reset opens nothing, but may have something to end.
+        Kind::EchoReply => return silently(Reason::Inbound),
+        Kind::Tcp if packet.is_reset() => return Outcome::Pass(Reason::Reply),
+        Kind::Tcp
+        | Kind::Udp
+        | Kind::EchoRequest
+        | Kind::IcmpError
+        | Kind::Neighbour
+        | Kind::MulticastListener
+        | Kind::LaterFragment
+        | Kind::Other => {}
+    }
+    match open_inbound(attached.slot, subject, &key, skb.frame_len()) {
+        Ok(()) => Outcome::Pass(Reason::Reply),
+        Err(reason) => silently(reason),
+    }
+}
+
+/// The verdict on what is sent to the sandbox and cannot belong to a connection.
+#[inline(always)]
+fn without_connection(
+    skb: &Skb,
+    attached: &Attached,
+    packet: &Packet,
+    policy: PolicyWord,
+    by_host: bool,
+) -> Outcome {
+    match packet.kind {
+        Kind::IcmpError if quotes_known(skb, attached, packet, Side::Remote) => Outcome::Pass(Reason::Reply),
+        // Worth nothing without its first fragment, which does belong to a connection.
+        Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
+            Class::Allowed | Class::Unmatched => Outcome::Pass(Reason::Reply),
+            Class::Denied | Class::Guarded if by_host => Outcome::Pass(Reason::Reply),
+            Class::Denied | Class::Guarded => silently(Reason::Fragment),
+        },
+        Kind::MulticastListener if by_host => Outcome::Pass(Reason::Neighbour),
+        Kind::Other => silently(Reason::Protocol),
+        Kind::Tcp
+        | Kind::Udp
+        | Kind::EchoRequest
+        | Kind::EchoReply
+        | Kind::IcmpError
+        | Kind::Neighbour
+        | Kind::MulticastListener => silently(Reason::Inbound),
+    }
+}
+
+/// The addresses of a frame in the other direction.
+#[inline(always)]
+pub fn swap_macs(macs: [u32; 3]) -> [u32; 3] {
+    let (a, b, c) = (macs[0].to_ne_bytes(), macs[1].to_ne_bytes(), macs[2].to_ne_bytes());
+    [
+        u32::from_ne_bytes([b[2], b[3], c[0], c[1]]),
+        u32::from_ne_bytes([c[2], c[3], a[0], a[1]]),
+        u32::from_ne_bytes([a[2], a[3], b[0], b[1]]),
+    ]
+}

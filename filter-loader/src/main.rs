@@ -1,0 +1,2 @@
+//! `sandbox-filter`.
+fn main() {}
