@@ -33,8 +33,9 @@ pub enum Refusal {
 /// 7.2), or `protocol` for multicast listener reports, which need no answer and no connection.
 #[inline(always)]
 pub fn identity(packet: &Packet, sandbox: &Sandbox) -> Result<(), Reason> {
-    const DHCP_SERVER: u16 = 67_u16.to_be();
-    const DHCP_V6_SERVER: u16 = 547_u16.to_be();
+    // Server and client. A client takes answers on its own port, wherever they come from.
+    const DHCP: [u16; 2] = [67_u16.to_be(), 68_u16.to_be()];
+    const DHCP_V6: [u16; 2] = [547_u16.to_be(), 546_u16.to_be()];
     if matches!(packet.kind, Kind::MulticastListener) {
         return Err(Reason::Protocol);
     }
@@ -42,8 +43,8 @@ pub fn identity(packet: &Packet, sandbox: &Sandbox) -> Result<(), Reason> {
         return Err(Reason::Spoofed);
     }
     if matches!(packet.kind, Kind::Udp) {
-        let server = if packet.src.is_v4() { DHCP_SERVER } else { DHCP_V6_SERVER };
-        if packet.src_port == server {
+        let [server, client] = if packet.src.is_v4() { DHCP } else { DHCP_V6 };
+        if packet.src_port == server || packet.dst_port == client {
             return Err(Reason::NeighbourClaim);
         }
     }
@@ -59,14 +60,25 @@ pub const fn judge(packet: &Packet, rule: RuleWord) -> Reason {
     match (rule.class(), packet.kind) {
         (Class::Guarded, _) => Reason::Guarded,
         // An error or an answer that belongs to nothing, and whatever is not TCP, UDP or echo.
-        (
-            _,
-            Kind::EchoReply | Kind::IcmpError | Kind::Neighbour | Kind::MulticastListener | Kind::Other,
-        ) => Reason::Protocol,
+        (_, Kind::EchoReply | Kind::IcmpError | Kind::Neighbour | Kind::MulticastListener | Kind::Other) => {
+            Reason::Protocol
+        }
+        (_, Kind::LaterFragment) if !carries_connections(packet) => Reason::Protocol,
         (Class::Allowed, _) => Reason::AllowedCidr,
         (_, Kind::LaterFragment) => Reason::Fragment,
         (Class::Denied, _) => Reason::DeniedCidr,
         (Class::Unmatched, _) => Reason::Default,
+    }
+}
+
+/// Whether a packet's protocol is one that connections are made of.
+#[inline(always)]
+const fn carries_connections(packet: &Packet) -> bool {
+    match packet.protocol {
+        protocol::TCP | protocol::UDP => true,
+        protocol::ICMP => packet.src.is_v4(),
+        protocol::ICMP_V6 => !packet.src.is_v4(),
+        _ => false,
     }
 }
 

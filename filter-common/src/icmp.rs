@@ -75,7 +75,8 @@ pub const fn kind_v6(number: u8) -> Kind {
 #[inline(always)]
 pub fn quoted_flow<R: Read>(read: &R, error: &Packet, from: Side, tenant: u32) -> Option<FlowKey> {
     let quote = error.l4 + 8;
-    let (src, dst, number, l4) = if error.src.is_v4() {
+    let v4 = error.src.is_v4();
+    let (src, dst, number, l4) = if v4 {
         let [first, second, third, src, dst] = read.words_at::<5>(quote)?;
         let header = u32::from(byte(first, 0) & 0x0f) * 4;
         let later_fragment = u16::from_be(second_half(second)) & 0x1fff != 0;
@@ -89,17 +90,22 @@ pub fn quoted_flow<R: Read>(read: &R, error: &Packet, from: Side, tenant: u32) -
             return None;
         }
         let (src, dst) = (Addr::from_v6_words([s0, s1, s2, s3]), Addr::from_v6_words([d0, d1, d2, d3]));
+        // In a key these would pass for the ends of an IPv4 connection.
+        if src.is_v4() || dst.is_v4() {
+            return None;
+        }
         (src, dst, byte(second, 2), quote + 40)
     };
-    if src != error.dst {
+    // What lies behind the error's own end is padding and no part of the quote.
+    if src != error.dst || l4 + 8 > error.l4 + error.l4_len {
         return None;
     }
     let [head, body] = read.words_at::<2>(l4)?;
     let (kind, src_port, dst_port) = match number {
         protocol::TCP => (Kind::Tcp, first_half(head), second_half(head)),
         protocol::UDP => (Kind::Udp, first_half(head), second_half(head)),
-        protocol::ICMP => (kind_v4(byte(head, 0)), first_half(body), 0),
-        protocol::ICMP_V6 => (kind_v6(byte(head, 0)), first_half(body), 0),
+        protocol::ICMP if v4 => (kind_v4(byte(head, 0)), first_half(body), 0),
+        protocol::ICMP_V6 if !v4 => (kind_v6(byte(head, 0)), first_half(body), 0),
         _ => return None,
     };
     let sender = match from {
@@ -108,3 +114,7 @@ pub fn quoted_flow<R: Read>(read: &R, error: &Packet, from: Side, tenant: u32) -
     };
     FlowKey::between(tenant, &Ends { src, dst, kind, protocol: number, src_port, dst_port }, sender)
 }
+
+#[cfg(test)]
+#[path = "icmp_tests.rs"]
+mod tests;

@@ -98,6 +98,19 @@ impl Packet {
         self.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 
+    /// The sequence number behind this TCP segment. SYN and FIN each take one (RFC 9293 section 3.4).
+    #[inline(always)]
+    pub const fn next_seq(&self) -> u32 {
+        let mut taken = self.payload;
+        if self.flags & tcp::SYN != 0 {
+            taken += 1;
+        }
+        if self.flags & tcp::FIN != 0 {
+            taken += 1;
+        }
+        u32::from_be(self.seq).wrapping_add(taken)
+    }
+
     /// A TCP segment that ends one at once.
     #[inline(always)]
     pub const fn is_reset(&self) -> bool {
@@ -284,7 +297,7 @@ fn follow_extensions<R: Read>(read: &R, chain: &mut Chain) -> Result<(), Malform
         }
         // Hop-by-hop options are only ever the first (RFC 8200 section 4.1).
         let misplaced = this == protocol::HOP_BY_HOP && count != 0;
-        if misplaced || this == protocol::ROUTING || chain.l4_len < 8 || chain.l4 > MAX_L4_OFFSET {
+        if misplaced || this == protocol::ROUTING || chain.l4_len < 8 {
             return Err(Malformed);
         }
         let Some([word]) = read.words_at::<1>(chain.l4) else { return Err(Malformed) };
@@ -307,7 +320,7 @@ fn follow_extensions<R: Read>(read: &R, chain: &mut Chain) -> Result<(), Malform
         } else {
             (u32::from(byte(word, 1)) + 1) * 8
         };
-        if len > chain.l4_len {
+        if len > chain.l4_len || chain.l4 + len > MAX_L4_OFFSET {
             return Err(Malformed);
         }
         chain.l4 += len;

@@ -162,11 +162,11 @@ pub struct Flow {
     pub rule: u32,
     /// TCP: bits of [`crate::tcp::state`].
     pub state: u32,
-    /// TCP: the last acknowledgement number that the sandbox sent, as it lies in the packet: what it
-    /// expects next.
-    pub ack_of_sandbox: u32,
-    /// TCP: the same of the other end.
-    pub ack_of_remote: u32,
+    /// TCP: the sequence number that the sandbox will use next, which is the one that the other end
+    /// expects.
+    pub next_of_sandbox: u32,
+    /// TCP: the same the other way round.
+    pub next_of_remote: u32,
     /// The sandbox's slot.
     pub slot: u32,
     /// Hardware addresses of a frame that the sandbox sends: destination, then its own.
@@ -373,10 +373,10 @@ pub struct Cut {
     pub key: FlowKey,
     /// The sandbox's interface.
     pub ifindex: u32,
-    /// As [`Flow::ack_of_sandbox`].
-    pub ack_of_sandbox: u32,
-    /// As [`Flow::ack_of_remote`].
-    pub ack_of_remote: u32,
+    /// As [`Flow::next_of_sandbox`].
+    pub next_of_sandbox: u32,
+    /// As [`Flow::next_of_remote`].
+    pub next_of_remote: u32,
     /// As [`Flow::macs`].
     pub macs: [u32; 3],
 }
@@ -406,3 +406,7 @@ mod pod {
     }
     pod!(FlowKey, Flow, Closed, Sandbox, Policy, Budget, Counters, Throttle);
 }
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

@@ -17,6 +17,8 @@
 )]
 
 mod addr;
+#[cfg(test)]
+mod fixtures;
 mod reason;
 mod rule;
 

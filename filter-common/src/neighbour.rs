@@ -21,13 +21,15 @@ pub struct Arp {
 /// [`Malformed`] if it is cut short, not about IPv4 over Ethernet, or neither request nor reply.
 #[inline(always)]
 pub fn parse_arp<R: Read>(read: &R) -> Result<Arp, Malformed> {
-    const ETHERNET_IPV4: [u32; 2] =
-        [u32::from_ne_bytes([0, 1, 8, 0]), u32::from_ne_bytes([6, 4, 0, 0])];
+    const ETHERNET_IPV4: [u32; 2] = [u32::from_ne_bytes([0, 1, 8, 0]), u32::from_ne_bytes([6, 4, 0, 0])];
     let Some([types, sizes, sender, rest, ip_rest, _, target]) = read.words::<7>(ETHERNET_LEN) else {
         return Err(Malformed);
     };
     let operation = u16::from_be(second_half(sizes));
-    if types != ETHERNET_IPV4[0] || first_half(sizes) != first_half(ETHERNET_IPV4[1]) || !matches!(operation, 1 | 2) {
+    if types != ETHERNET_IPV4[0]
+        || first_half(sizes) != first_half(ETHERNET_IPV4[1])
+        || !matches!(operation, 1 | 2)
+    {
         return Err(Malformed);
     }
     let (m, r, i) = (sender.to_ne_bytes(), rest.to_ne_bytes(), ip_rest.to_ne_bytes());
@@ -99,37 +101,39 @@ pub fn discovery_is_own<R: Read>(read: &R, packet: &Packet, ethernet: &Ethernet,
         return false;
     }
     let Some([head]) = read.words_at::<1>(packet.l4) else { return false };
+    let end = packet.l4 + packet.l4_len;
     let from_itself = sandbox.owns(packet.src);
     match byte(head, 0) {
         message::ROUTER_SOLICITATION => {
-            (from_itself || packet.src.is_unspecified()) && options_are_own(read, packet.l4 + 8, ethernet)
+            (from_itself || packet.src.is_unspecified())
+                && options_are_own(read, (packet.l4 + 8, end), ethernet)
         }
         message::NEIGHBOUR_SOLICITATION => {
             let Some(target) = read.words_at::<4>(packet.l4 + 8) else { return false };
             let probes = packet.src.is_unspecified() && sandbox.owns(Addr::from_v6_words(target));
-            (from_itself || probes) && options_are_own(read, packet.l4 + 24, ethernet)
+            (from_itself || probes) && options_are_own(read, (packet.l4 + 24, end), ethernet)
         }
         message::NEIGHBOUR_ADVERTISEMENT => {
             let Some(target) = read.words_at::<4>(packet.l4 + 8) else { return false };
             from_itself
                 && sandbox.owns(Addr::from_v6_words(target))
-                && options_are_own(read, packet.l4 + 24, ethernet)
+                && options_are_own(read, (packet.l4 + 24, end), ethernet)
         }
         _ => false,
     }
 }
 
 /// Whether every link-layer address among the options (RFC 4861 section 4.6) is the frame's source, which
-/// has been checked already. More options than any host sends are refused unread.
+/// has been checked already. They fill the packet from `offset` to its `end` exactly; more of them than any
+/// host sends are refused unread.
 #[inline(always)]
-fn options_are_own<R: Read>(read: &R, mut offset: u32, ethernet: &Ethernet) -> bool {
+fn options_are_own<R: Read>(read: &R, (mut offset, end): (u32, u32), ethernet: &Ethernet) -> bool {
     const SOURCE_LINK_LAYER: u8 = 1;
     const TARGET_LINK_LAYER: u8 = 2;
+    const MAX_OPTIONS: u32 = 4;
     let mut count = 0;
-    while count < 4 {
-        let Some([first, second]) = read.words_at::<2>(offset) else {
-            return offset >= read.len();
-        };
+    while count < MAX_OPTIONS && offset < end {
+        let Some([first, second]) = read.words_at::<2>(offset) else { return false };
         let len = u32::from(byte(first, 1)) * 8;
         if len == 0 {
             return false;
@@ -143,7 +147,7 @@ fn options_are_own<R: Read>(read: &R, mut offset: u32, ethernet: &Ethernet) -> b
         offset += len;
         count += 1;
     }
-    offset >= read.len()
+    offset == end
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 ///
 /// Values come back as they lie in memory (network byte order for protocol fields), because most are
 /// only compared or passed on.
+#[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
 pub trait Read {
     /// Bytes in the frame, Ethernet header included.
     fn len(&self) -> u32;

@@ -163,8 +163,8 @@ pub unsafe fn cut(key: *const FlowKey, flow: *const Flow, ifindex: u32) -> Cutti
         entry.write(Cut {
             key: *key,
             ifindex,
-            ack_of_sandbox: (*flow).ack_of_sandbox,
-            ack_of_remote: (*flow).ack_of_remote,
+            next_of_sandbox: (*flow).next_of_sandbox,
+            next_of_remote: (*flow).next_of_remote,
             macs: (*flow).macs,
         });
     }

@@ -123,11 +123,14 @@ impl Tracked<'_> {
         let opener = self.direction.opener();
         // SAFETY: see the type.
         unsafe {
-            if packet.flags & tcp::ACK != 0 {
-                match from {
-                    Side::Sandbox => (*flow).ack_of_sandbox = packet.ack,
-                    Side::Remote => (*flow).ack_of_remote = packet.ack,
-                }
+            let known = match from {
+                Side::Sandbox => &raw mut (*flow).next_of_sandbox,
+                Side::Remote => &raw mut (*flow).next_of_remote,
+            };
+            let next = packet.next_seq();
+            // Something sent again lies before what is known already.
+            if next.wrapping_sub(*known) as i32 > 0 || packet.flags & tcp::SYN != 0 {
+                *known = next;
             }
             if packet.is_reset() {
                 self.end();
@@ -279,8 +282,8 @@ pub fn fresh(slot: u32, packet: &Packet, macs: [u32; 3], rule: RuleWord, generat
         generation,
         rule: rule.bits(),
         state: 0,
-        ack_of_sandbox: packet.ack,
-        ack_of_remote: packet.seq,
+        next_of_sandbox: packet.next_seq(),
+        next_of_remote: u32::from_be(packet.ack),
         slot,
         macs,
         zero: 0,

@@ -1,1 +1,16 @@
-//! The daemon.
+//! The daemon and its command line.
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test panics to fail")
+)]
+
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod daemon;
+pub mod doctor;
+pub mod error;
+pub mod kernel;
+pub mod netlink;
+pub mod protocol;
+pub mod server;

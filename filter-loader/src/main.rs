@@ -1,2 +1,7 @@
-//! `sandbox-filter`.
-fn main() {}
+//! `sandbox-filter`: the daemon and its command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    filter_loader::cli::main()
+}

@@ -1,1 +1,46 @@
-//! Topology.
+//! The ground that the tests and the demo stand on: a host, sandboxes and an "internet", each in a network
+//! namespace of its own.
+//!
+//! ```text
+//!   sandbox 1 ── sbx1 ┐
+//!   sandbox 2 ── sbx2 ┤
+//!   bridged   ── sbr1 ┼ host (forwards; the daemon runs here) ── up0 ══ eth0 ── internet
+//!   tap guest ── tap1 ┘                                                         (servers, capture)
+//! ```
+//!
+//! A [`Topology`] makes the namespaces, a [`Sandbox`] asks from inside one of them and says what it saw, a
+//! [`Server`] answers and counts, a [`Capture`] tells which packets really arrived, and a [`Daemon`] runs the
+//! binary under test. Nothing here knows the inside of the product: it is used as its users use it.
+//!
+//! Names and paths carry the process id and a number, so topologies can run side by side. They are removed on
+//! drop and on a signal, and those that a killed process left behind by the next process that makes one.
+
+mod capture;
+mod client;
+//mod daemon;
+mod frames;
+mod janitor;
+mod netlink;
+mod netns;
+mod offload;
+mod process;
+mod sandbox;
+mod server;
+mod sys;
+mod tap;
+mod topology;
+
+pub use capture::{Capture, Count, Flow};
+pub use client::{Attempt, HttpAnswer};
+//pub use daemon::{Daemon, DaemonBuilder, Output};
+pub use frames::FrameSender;
+pub use netns::Netns;
+pub use offload::Offload;
+pub use process::Process;
+pub use sandbox::Sandbox;
+pub use server::{Accepted, Server, Service};
+pub use tap::Tap;
+pub use topology::{Topology, TopologyBuilder};
+
+/// For frames that no socket would send.
+pub use etherparse;

@@ -1,2 +1,37 @@
-//! Commands of this repository.
-fn main() {}
+//! Commands of this repository: `cargo xtask <command>`.
+//!
+//! Each command is a module with an `Args` and a `run`. A failure is one line that says what to do.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build_ebpf;
+mod demo;
+mod tool;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Commands of this repository", disable_help_subcommand = true)]
+struct Xtask {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the kernel programs into target/bpf/filter.o (installs the linker and rust-src where missing)
+    BuildEbpf,
+    /// Show the filter at work in network namespaces of its own, in half a minute (needs root: asks sudo)
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Xtask::parse().command {
+        Command::BuildEbpf => build_ebpf::run().map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => demo::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

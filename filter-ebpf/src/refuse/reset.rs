@@ -59,12 +59,7 @@ fn segment(packet: &Packet) -> [u32; 4] {
     if packet.flags & tcp::ACK != 0 {
         [ports, packet.ack, 0, u32::from_ne_bytes([HEADER_WORDS, tcp::RST, 0, 0])]
     } else {
-        // SYN and FIN each take a sequence number.
-        let taken = packet.payload
-            + u32::from(packet.flags & tcp::SYN != 0)
-            + u32::from(packet.flags & tcp::FIN != 0);
-        let ack = u32::from_be(packet.seq).wrapping_add(taken).to_be();
-        [ports, 0, ack, u32::from_ne_bytes([HEADER_WORDS, tcp::RST | tcp::ACK, 0, 0])]
+        [ports, 0, packet.next_seq().to_be(), u32::from_ne_bytes([HEADER_WORDS, tcp::RST | tcp::ACK, 0, 0])]
     }
 }
 

@@ -1,0 +1,23 @@
+//! Takes the kernel programs into the binary.
+//!
+//! They are built by `cargo xtask build-ebpf`, not here: this script would have to build Rust's core
+//! library again for every profile and every tool that looks at the crate.
+
+use std::path::Path;
+use std::{env, fs};
+
+fn main() {
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/filter.o");
+    println!("cargo::rerun-if-changed={}", object.display());
+    println!("cargo::rerun-if-changed=build.rs");
+    let Some(out) = env::var_os("OUT_DIR") else {
+        println!("cargo::error=cargo did not set OUT_DIR");
+        return;
+    };
+    if let Err(error) = fs::copy(&object, Path::new(&out).join("filter.o")) {
+        println!(
+            "cargo::error=no kernel programs at {}: {error}. Build them first: cargo xtask build-ebpf",
+            object.display()
+        );
+    }
+}

@@ -1,0 +1,427 @@
+//! The operations: attach, update, detach, show.
+//!
+//! All of them block for as long as the kernel takes; [`super::service`] runs them on threads of their own.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use filter_common::layout::{self, MAX_ADDRS, PolicyWord, sandbox_flags};
+use filter_common::{Addr, Reason};
+use filter_policy::{Guard, Policy, compile};
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+
+use super::registry::{InForce, Registry, Sandbox};
+use super::state::{Record, StateDir};
+use crate::config::Config;
+use crate::config::defaults::Inbound;
+use crate::error::ControlError;
+use crate::kernel::{Kernel, KernelError, Lease};
+use crate::netlink::{Link, Netlink};
+use crate::protocol::{
+    Addrs, AttachRequest, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats, Show, Stats,
+    Summary, UpdateRequest, counters,
+};
+
+/// The daemon's knowledge and its hands.
+pub struct Core {
+    /// The operator's configuration.
+    pub config: Config,
+    /// The kernel's half.
+    pub kernel: Kernel,
+    /// What the host knows.
+    pub netlink: Netlink,
+    /// What is written down.
+    pub state: StateDir,
+    /// Who there is.
+    pub registry: Registry,
+    guard: RwLock<Arc<Guard>>,
+    /// Held while the guard is replaced, so that two replacements follow one another.
+    pub(super) guard_change: Mutex<()>,
+    runtime: Handle,
+}
+
+impl From<KernelError> for ControlError {
+    fn from(error: KernelError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl Core {
+    /// Joins the parts. Must be called within the runtime that `netlink` belongs to.
+    pub fn new(config: Config, kernel: Kernel, netlink: Netlink, state: StateDir, guard: Guard) -> Self {
+        Self {
+            config,
+            kernel,
+            netlink,
+            state,
+            registry: Registry::default(),
+            guard: RwLock::new(Arc::new(guard)),
+            guard_change: Mutex::new(()),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// The addresses that no policy reaches, as of now.
+    pub fn guard(&self) -> Arc<Guard> {
+        self.guard.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_guard(&self, guard: Guard) {
+        *self.guard.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(guard);
+    }
+
+    /// Puts an interface under a policy. When this returns the policy is enforced.
+    ///
+    /// # Errors
+    /// Nothing is attached then.
+    pub fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
+        let policy = match request.policy {
+            Some(document) => Policy::from_value(document, &self.config.defaults.fields)?,
+            None => Policy::from_value(self.config.defaults.policy.clone(), &self.config.defaults.fields)?,
+        };
+        supported(&policy)?;
+        let link = self.link(&request.iface)?;
+        let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
+        let reservation = self.registry.reserve(&request.id, &link.name, link.index, &addrs)?;
+        let sandbox = Sandbox {
+            id: request.id.clone(),
+            iface: link.name,
+            ifindex: link.index,
+            addrs,
+            mac,
+            slot: reservation.slot,
+            tenant: reservation.tenant,
+            created_at: SystemTime::now(),
+            in_force: Mutex::new(InForce {
+                policy: Arc::new(policy),
+                previous: None,
+                generation: 0,
+                lease: None,
+            }),
+        };
+        let attached = self.put_in_force(&sandbox, 1).and_then(|()| {
+            let in_force = sandbox.in_force();
+            self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.policy))
+        });
+        if let Err(error) = attached {
+            self.take_out_of_force(&sandbox)?;
+            return Err(error);
+        }
+        let sandbox = Arc::new(sandbox);
+        self.registry.enter(reservation, sandbox.clone());
+        // The host's addresses may have changed between the compilation and the entry.
+        self.refresh_if_guard_changed(&sandbox)?;
+        self.show_sandbox(&sandbox)
+    }
+
+    /// Gives the kernel everything about a sandbox that is not in it yet, the programs last.
+    pub(super) fn put_in_force(&self, sandbox: &Sandbox, generation: u32) -> Result<(), ControlError> {
+        let mut in_force = sandbox.in_force();
+        let lease = self.lease(&in_force.policy)?;
+        let word = PolicyWord::new(lease.slot(), generation);
+        in_force.lease = Some(lease);
+        in_force.generation = generation;
+        drop(in_force);
+        self.kernel.sandboxes.enter(sandbox.slot, &self.entry(sandbox))?;
+        self.kernel.words.store(sandbox.slot, word);
+        self.kernel.links.attach(sandbox.id.as_str(), &sandbox.iface)?;
+        Ok(())
+    }
+
+    /// Replaces a sandbox's policy. When this returns the new one is enforced and no packet is judged by
+    /// the old one any more.
+    ///
+    /// # Errors
+    /// The old one is in force then.
+    pub fn update(&self, request: UpdateRequest) -> Result<Show, ControlError> {
+        let sandbox = self.registry.get(&request.id)?;
+        let mut policy = Policy::from_value(request.policy, &self.config.defaults.fields)?;
+        supported(&policy)?;
+        {
+            let mut in_force = sandbox.in_force();
+            // These are fixed when a sandbox is attached.
+            policy.allow_public_traffic = in_force.policy.allow_public_traffic;
+            policy.mask_request_host.clone_from(&in_force.policy.mask_request_host);
+            self.replace(&sandbox, &mut in_force, Arc::new(policy))?;
+        }
+        self.show_sandbox(&sandbox)
+    }
+
+    /// The swap: build, write down, flip, wait, cut, retire.
+    pub(super) fn replace(
+        &self,
+        sandbox: &Sandbox,
+        in_force: &mut InForce,
+        policy: Arc<Policy>,
+    ) -> Result<(), ControlError> {
+        if in_force.lease.is_none() {
+            return Err(ControlError::not_found(&sandbox.id));
+        }
+        let lease = self.lease(&policy)?;
+        let generation = in_force.generation.wrapping_add(1).max(1);
+        if let Err(error) = self.state.save(&Record::of(sandbox, generation, &policy)) {
+            self.kernel.policies.release(lease)?;
+            return Err(error);
+        }
+        self.kernel.words.store(sandbox.slot, PolicyWord::new(lease.slot(), generation));
+        let old_policy = std::mem::replace(&mut in_force.policy, policy);
+        in_force.previous = Some((in_force.generation, old_policy));
+        in_force.generation = generation;
+        let old_lease = in_force.lease.replace(lease);
+
+        self.kernel.policies.wait_grace_period()?;
+        self.cut_revoked(sandbox)?;
+        if let Some(old_lease) = old_lease {
+            self.kernel.policies.release(old_lease)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the connections that the policy in force does not permit.
+    pub(super) fn cut_revoked(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        /// How long the reader of the ring may take to make room.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const STEP: Duration = Duration::from_millis(1);
+        let mut waited = Duration::ZERO;
+        while !self.kernel.runner.rejudge(sandbox.tenant, sandbox.slot, sandbox.ifindex)? {
+            if waited >= PATIENCE {
+                // Enforcement does not depend on it: the next packet of each is judged by the new policy.
+                tracing::warn!(sandbox = %sandbox.id, "some connections end without a reset");
+                break;
+            }
+            std::thread::sleep(STEP);
+            waited += STEP;
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off an interface and forgets its sandbox.
+    ///
+    /// # Errors
+    /// If something of it cannot be removed.
+    pub fn detach(&self, id: &SandboxId) -> Result<(), ControlError> {
+        let sandbox = self.registry.get(id)?;
+        self.detach_sandbox(&sandbox)
+    }
+
+    /// As [`Self::detach`], for whoever has it already.
+    pub(super) fn detach_sandbox(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        if sandbox.in_force().lease.is_none() {
+            return Err(ControlError::not_found(&sandbox.id));
+        }
+        // Written down first: should the rest be interrupted, the next daemon finishes it.
+        self.state.remove(&sandbox.id)?;
+        self.take_out_of_force(sandbox)?;
+        self.registry.leave(sandbox);
+        Ok(())
+    }
+
+    fn take_out_of_force(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        let mut in_force = sandbox.in_force();
+        self.kernel.links.detach(sandbox.id.as_str(), &sandbox.iface)?;
+        self.kernel.sandboxes.disown(sandbox.ifindex)?;
+        // Packets that were under way may still have begun connections.
+        self.kernel.policies.wait_grace_period()?;
+        self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
+        self.kernel.words.store(sandbox.slot, PolicyWord::default());
+        self.kernel.sandboxes.leave(sandbox.slot)?;
+        if let Some(lease) = in_force.lease.take() {
+            self.kernel.policies.release(lease)?;
+        }
+        Ok(())
+    }
+
+    /// Everything about one sandbox.
+    ///
+    /// # Errors
+    /// `not found`.
+    pub fn show(&self, id: &SandboxId) -> Result<Show, ControlError> {
+        self.show_sandbox(&*self.registry.get(id)?)
+    }
+
+    fn show_sandbox(&self, sandbox: &Sandbox) -> Result<Show, ControlError> {
+        let (policy, generation) = {
+            let in_force = sandbox.in_force();
+            (in_force.policy.clone(), in_force.generation)
+        };
+        let word = self.kernel.words.load(sandbox.slot);
+        let enforced = word.generation() == generation
+            && self.kernel.links.are_attached(sandbox.id.as_str(), &sandbox.iface);
+        let (connections, counters) = self.activity(sandbox, &policy)?;
+        Ok(Show {
+            id: sandbox.id.clone(),
+            iface: sandbox.iface.clone(),
+            ifindex: sandbox.ifindex,
+            addrs: sandbox.addrs.clone(),
+            mac: sandbox.mac,
+            identity: if sandbox.is_checked() { Identity::Checked } else { Identity::Any },
+            policy: policy.redacted(),
+            generation: generation.into(),
+            policy_hash: policy.hash().to_string(),
+            enforced,
+            connections,
+            counters,
+            created_at: sandbox.created_at,
+        })
+    }
+
+    fn activity(
+        &self,
+        sandbox: &Sandbox,
+        policy: &Policy,
+    ) -> Result<(Connections, Counters), ControlError> {
+        let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
+        let connections = Connections {
+            active: activity.budget.active,
+            limit: policy.limits.egress_connections,
+            peak: activity.budget.peak,
+            refused: activity.budget.refused,
+        };
+        let by_reason = |reason: Reason| {
+            let count = activity.counters.by_reason[reason as usize];
+            Counter { packets: count.packets, bytes: count.bytes }
+        };
+        Ok((connections, counters(by_reason)))
+    }
+
+    /// One line about each sandbox.
+    ///
+    /// # Errors
+    /// If the kernel's maps cannot be read.
+    pub fn list(&self) -> Result<Vec<Summary>, ControlError> {
+        self.registry
+            .all()
+            .iter()
+            .map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox)?)))
+            .collect()
+    }
+
+    /// What sandboxes did: all of them, or one.
+    ///
+    /// # Errors
+    /// `not found`.
+    pub fn stats(&self, id: Option<&SandboxId>) -> Result<Stats, ControlError> {
+        let sandboxes = match id {
+            Some(id) => vec![self.registry.get(id)?],
+            None => self.registry.all(),
+        };
+        let mut stats = Vec::new();
+        for sandbox in sandboxes {
+            let policy = sandbox.in_force().policy.clone();
+            let (connections, counters) = self.activity(&sandbox, &policy)?;
+            stats.push(SandboxStats { id: sandbox.id.clone(), connections, counters });
+        }
+        Ok(Stats::new(stats, self.kernel.sandboxes.events_lost()?))
+    }
+
+    fn link(&self, iface: &str) -> Result<Link, ControlError> {
+        let found = self.block_on(self.netlink.link(iface)).map_err(host)?;
+        let link = found.ok_or_else(|| {
+            ControlError::failed(format!("there is no interface {iface} here; `ip link` shows those there are"))
+        })?;
+        if !link.ethernet {
+            return Err(ControlError::failed(format!(
+                "interface {iface} has no Ethernet headers; attach to a tap or veth, not a tun"
+            )));
+        }
+        Ok(link)
+    }
+
+    /// Whose packets the interface may send.
+    fn identity(
+        &self,
+        link: &Link,
+        asked: Addrs,
+        mac: Option<Mac>,
+    ) -> Result<(Vec<IpAddr>, Option<Mac>), ControlError> {
+        let peers = self.block_on(self.netlink.peers(link.index)).map_err(host)?;
+        // One hardware address is an identity; several are not.
+        let learned = if peers.macs.len() == 1 { peers.macs.first().copied().map(Mac::from) } else { None };
+        let mac = mac.or(learned);
+        let addrs: Vec<IpAddr> = match asked {
+            Addrs::Any => return Ok((Vec::new(), mac)),
+            Addrs::List(addrs) => addrs,
+            Addrs::Learn => peers.addrs.into_iter().collect(),
+        };
+        if addrs.is_empty() {
+            return Err(ControlError::failed(format!(
+                "no route or neighbour says which addresses are behind {}; name them with --addr, or switch the \
+                 check off with --addr any",
+                link.name
+            )));
+        }
+        if addrs.len() > MAX_ADDRS {
+            return Err(ControlError::failed(format!(
+                "{} addresses are behind {}; a sandbox can have {MAX_ADDRS}. Name them with --addr",
+                addrs.len(),
+                link.name
+            )));
+        }
+        Ok((addrs, mac))
+    }
+
+    fn entry(&self, sandbox: &Sandbox) -> layout::Sandbox {
+        let mut flags = 0;
+        if sandbox.mac.is_some() {
+            flags |= sandbox_flags::KNOWN_MAC;
+        }
+        if !sandbox.is_checked() {
+            flags |= sandbox_flags::ANY_ADDR;
+        }
+        if self.config.defaults.inbound == Inbound::Any {
+            flags |= sandbox_flags::INBOUND_ANY;
+        }
+        let mut addrs = [Addr::UNSPECIFIED; MAX_ADDRS];
+        for (place, addr) in addrs.iter_mut().zip(&sandbox.addrs) {
+            *place = (*addr).into();
+        }
+        layout::Sandbox {
+            tenant: sandbox.tenant,
+            flags,
+            ifindex: sandbox.ifindex,
+            addr_count: u32::try_from(sandbox.addrs.len().min(MAX_ADDRS)).unwrap_or(0),
+            mac: sandbox.mac.map(Mac::octets).unwrap_or_default(),
+            zero: [0; 2],
+            addrs,
+        }
+    }
+
+    pub(super) fn lease(&self, policy: &Policy) -> Result<Lease, ControlError> {
+        let guard = self.guard();
+        let compiled = compile(policy, &guard);
+        Ok(self.kernel.policies.lease(content_hash(policy, &guard), &compiled)?)
+    }
+
+    pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+}
+
+/// What makes two compiled policies the same.
+pub(super) fn content_hash(policy: &Policy, guard: &Guard) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(policy.hash().as_bytes());
+    for prefix in guard.prefixes() {
+        hash.update(prefix.to_string());
+        hash.update([0]);
+    }
+    hash.finalize().into()
+}
+
+/// Refuses what is understood but cannot be enforced yet. Attaching it would promise what is not kept.
+fn supported(policy: &Policy) -> Result<(), ControlError> {
+    let unsupported = if policy.has_domains() {
+        Some("allowOut: domain names are not supported yet; use addresses and CIDRs")
+    } else if !policy.rules.is_empty() {
+        Some("rules: header transforms are not supported yet; remove them")
+    } else {
+        None
+    };
+    unsupported.map_or(Ok(()), |message| Err(ControlError::failed(message)))
+}
+
+fn host(error: std::io::Error) -> ControlError {
+    ControlError::failed(format!("the host does not say what its interfaces are: {error}"))
+}

@@ -1,0 +1,280 @@
+//! What the kernel tells, as lines for people and programs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use filter_common::ip::protocol;
+use filter_common::layout::{self, event_kind};
+use filter_common::{Addr, Reason, RuleWord};
+use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+use super::core::Core;
+use super::registry::Sandbox;
+use crate::kernel::rings::Ring;
+
+/// Number of the form of the lines.
+const SCHEMA: u32 = 1;
+/// How often the ring is read.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Repetitions of a denial are told once in this time.
+const FOLD: Duration = Duration::from_secs(1);
+/// Denials that are being folded at once. Beyond that each is told by itself.
+const MAX_FOLDED: usize = 65_536;
+
+/// Something that happened, as it is written.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    #[serde(with = "humantime_serde")]
+    ts: SystemTime,
+    schema: u32,
+    event: &'static str,
+    sandbox: String,
+    generation: u32,
+    decision: &'static str,
+    reason: &'static str,
+    rule: Option<String>,
+    proto: String,
+    src: Option<IpAddr>,
+    sport: Option<u16>,
+    dst: Option<IpAddr>,
+    dport: Option<u16>,
+    server_name: Option<String>,
+    resolved_ip: Option<IpAddr>,
+    bytes_out: u64,
+    bytes_in: u64,
+    duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
+}
+
+/// That some are missing.
+#[derive(Debug, Serialize)]
+struct Dropped {
+    #[serde(with = "humantime_serde")]
+    ts: SystemTime,
+    schema: u32,
+    event: &'static str,
+    dropped: u64,
+}
+
+/// What makes two denials the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Flow {
+    tenant: u32,
+    reason: u8,
+    protocol: u8,
+    local: Addr,
+    remote: Addr,
+    ports: (u16, u16),
+}
+
+struct Folded {
+    line: Line,
+    count: u64,
+    since: SystemTime,
+}
+
+struct Writer {
+    core: Arc<Core>,
+    out: Option<BufWriter<File>>,
+    folded: HashMap<Flow, Folded>,
+    /// Losses told so far: those of the ring, and those of each sandbox's throttle.
+    lost: u64,
+    untold: HashMap<u32, u64>,
+}
+
+/// Starts the thread that reads the ring of events, until `stop`. `jsonl`: where lines go, if anywhere.
+///
+/// # Errors
+/// If the file cannot be written, or there can be no more threads.
+pub fn start(
+    core: Arc<Core>,
+    mut ring: Ring<layout::Event>,
+    jsonl: Option<&Path>,
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<JoinHandle<()>> {
+    let open = |path| File::options().create(true).append(true).mode(0o640).open(path);
+    let out = jsonl.map(open).transpose()?.map(BufWriter::new);
+    let lost = core.kernel.sandboxes.events_lost().unwrap_or(0);
+    let mut writer = Writer { core, out, folded: HashMap::new(), lost, untold: HashMap::new() };
+    std::thread::Builder::new().name("events".into()).spawn(move || {
+        loop {
+            let last = stop.load(Ordering::Relaxed);
+            writer.drain(&mut ring, last);
+            if last {
+                return;
+            }
+            std::thread::sleep(INTERVAL);
+        }
+    })
+}
+
+impl Writer {
+    fn drain(&mut self, ring: &mut Ring<layout::Event>, last: bool) {
+        while let Some(event) = ring.next() {
+            self.take(&event);
+        }
+        self.unfold(last);
+        self.tell_losses();
+        if let Some(out) = &mut self.out
+            && let Err(error) = out.flush()
+        {
+            tracing::error!(%error, "cannot write events");
+        }
+    }
+
+    fn take(&mut self, event: &layout::Event) {
+        // Its sandbox left long ago.
+        let Some(sandbox) = self.core.registry.tenant(event.tenant) else { return };
+        let Some(line) = line(event, &sandbox) else { return };
+        if event.kind != event_kind::DENY {
+            self.write(&line);
+            return;
+        }
+        let flow = Flow {
+            tenant: event.tenant,
+            reason: event.reason,
+            protocol: event.protocol,
+            local: event.local,
+            remote: event.remote,
+            ports: (event.local_port, event.remote_port),
+        };
+        if let Some(folded) = self.folded.get_mut(&flow) {
+            folded.count += 1;
+            folded.line.ts = line.ts;
+            folded.line.bytes_out += line.bytes_out;
+            folded.line.bytes_in += line.bytes_in;
+            return;
+        }
+        // The first is told at once, what follows within a second is told at its end.
+        self.write(&Line { count: Some(1), ..line.clone() });
+        if self.folded.len() < MAX_FOLDED {
+            let line = Line { bytes_out: 0, bytes_in: 0, ..line };
+            self.folded.insert(flow, Folded { since: line.ts, line, count: 0 });
+        }
+    }
+
+    fn unfold(&mut self, all: bool) {
+        let now = SystemTime::now();
+        let mut due = Vec::new();
+        self.folded.retain(|_, folded| {
+            let keep = !all && now.duration_since(folded.since).is_ok_and(|age| age < FOLD);
+            if !keep && folded.count > 0 {
+                due.push(Line { count: Some(folded.count), ..folded.line.clone() });
+            }
+            keep
+        });
+        for line in due {
+            self.write(&line);
+        }
+    }
+
+    fn tell_losses(&mut self) {
+        let lost = self.core.kernel.sandboxes.events_lost().unwrap_or(self.lost);
+        let mut dropped = lost.saturating_sub(self.lost);
+        self.lost = lost;
+        let mut present = HashMap::new();
+        for sandbox in self.core.registry.all() {
+            let Ok(activity) = self.core.kernel.sandboxes.activity(sandbox.slot) else { continue };
+            let before = self.untold.get(&sandbox.tenant).copied().unwrap_or(0);
+            dropped += activity.untold.saturating_sub(before);
+            present.insert(sandbox.tenant, activity.untold);
+        }
+        self.untold = present;
+        if dropped > 0 {
+            self.write(&Dropped { ts: SystemTime::now(), schema: SCHEMA, event: "dropped", dropped });
+        }
+    }
+
+    fn write(&mut self, line: &impl Serialize) {
+        let Some(out) = &mut self.out else { return };
+        let written = serde_json::to_writer(&mut *out, line)
+            .map_err(std::io::Error::from)
+            .and_then(|()| out.write_all(b"\n"));
+        if let Err(error) = written {
+            tracing::error!(%error, "cannot write events");
+        }
+    }
+}
+
+fn line(event: &layout::Event, sandbox: &Sandbox) -> Option<Line> {
+    let reason = Reason::from_number(event.reason)?;
+    let (name, decision) = match event.kind {
+        event_kind::OPEN => ("open", reason.decision()),
+        event_kind::CLOSE => ("close", reason.decision()),
+        event_kind::DENY => ("deny", reason.decision()),
+        _ => return None,
+    };
+    let readable = event.protocol != 0;
+    let local = readable.then(|| IpAddr::from(event.local));
+    let remote = readable.then(|| IpAddr::from(event.remote));
+    let has_ports = matches!(event.protocol, protocol::TCP | protocol::UDP);
+    let local_port = has_ports.then(|| u16::from_be(event.local_port));
+    let remote_port = has_ports.then(|| u16::from_be(event.remote_port));
+    let inbound = event.inbound != 0;
+    let (src, sport, dst, dport) =
+        if inbound { (remote, remote_port, local, local_port) } else { (local, local_port, remote, remote_port) };
+    let duration_ms = (event.kind == event_kind::CLOSE)
+        .then(|| event.at.saturating_sub(event.opened) / 1_000_000);
+    Some(Line {
+        ts: wall_time(event.at),
+        schema: SCHEMA,
+        event: name,
+        sandbox: sandbox.id.to_string(),
+        generation: event.generation,
+        decision: decision.name(),
+        reason: reason.name(),
+        rule: rule_pointer(sandbox, event),
+        proto: protocol_name(event.protocol),
+        src,
+        sport,
+        dst,
+        dport,
+        server_name: None,
+        resolved_ip: None,
+        bytes_out: event.bytes_out,
+        bytes_in: event.bytes_in,
+        duration_ms,
+        count: None,
+    })
+}
+
+fn rule_pointer(sandbox: &Sandbox, event: &layout::Event) -> Option<String> {
+    let word = RuleWord::from_bits(event.rule);
+    let in_force = sandbox.in_force();
+    match &in_force.previous {
+        Some((generation, policy)) if *generation == event.generation => policy.rule_pointer(word),
+        _ if in_force.generation == event.generation => in_force.policy.rule_pointer(word),
+        _ => None,
+    }
+}
+
+fn protocol_name(number: u8) -> String {
+    match number {
+        0 => "unknown".to_owned(),
+        protocol::TCP => "tcp".to_owned(),
+        protocol::UDP => "udp".to_owned(),
+        protocol::ICMP => "icmp".to_owned(),
+        protocol::ICMP_V6 => "icmpv6".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// The wall-clock time of a moment of `CLOCK_MONOTONIC`.
+fn wall_time(at: u64) -> SystemTime {
+    let now = SystemTime::now();
+    match clock_gettime(ClockId::CLOCK_MONOTONIC) {
+        Ok(monotonic) => now - Duration::from(monotonic).saturating_sub(Duration::from_nanos(at)),
+        Err(_) => now,
+    }
+}

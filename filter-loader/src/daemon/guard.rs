@@ -1,0 +1,58 @@
+//! Keeps the host's own addresses out of every sandbox's reach, also when they change.
+
+use std::sync::{Arc, PoisonError};
+
+use filter_policy::Guard;
+
+use super::core::{Core, content_hash};
+use super::registry::Sandbox;
+use crate::config::Config;
+use crate::error::ControlError;
+use crate::netlink::Netlink;
+
+/// The guard as configuration and host have it now.
+///
+/// # Errors
+/// If the host does not say what its addresses are.
+pub async fn present(config: &Config, netlink: &Netlink) -> std::io::Result<Guard> {
+    let host: Vec<_> = netlink.host_addresses().await?.into_iter().collect();
+    Ok(Guard::new(&config.guard.open, &config.guard.deny, &host))
+}
+
+impl Core {
+    /// Follows a change of the host's addresses: every sandbox's policy is compiled anew and swapped.
+    ///
+    /// # Errors
+    /// If a sandbox's policy could not be replaced; the others have been.
+    pub fn follow_host(&self) -> Result<(), ControlError> {
+        let _one_at_a_time = self.guard_change.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = self
+            .block_on(present(&self.config, &self.netlink))
+            .map_err(|error| ControlError::failed(format!("the host does not say what its addresses are: {error}")))?;
+        if present == *self.guard() {
+            return Ok(());
+        }
+        self.set_guard(present);
+        let mut first_error = Ok(());
+        for sandbox in self.registry.all() {
+            if let Err(error) = self.refresh_if_guard_changed(&sandbox) {
+                tracing::error!(sandbox = %sandbox.id, %error, "cannot follow the host's addresses");
+                first_error = first_error.and(Err(error));
+            }
+        }
+        first_error
+    }
+
+    /// Replaces a sandbox's policy by itself, if what it was compiled with is not the present guard.
+    pub(super) fn refresh_if_guard_changed(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        let mut in_force = sandbox.in_force();
+        let wanted = content_hash(&in_force.policy, &self.guard());
+        match &in_force.lease {
+            Some(lease) if lease.hash() != wanted => {
+                let policy = Arc::clone(&in_force.policy);
+                self.replace(sandbox, &mut in_force, policy)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! At a start: what was asked for is written down, what is enforced is in the kernel. This takes over what
+//! matches, repairs what differs, and removes what has no owner.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use filter_common::layout::PolicyWord;
+use filter_policy::Policy;
+
+use super::core::{Core, content_hash};
+use super::registry::{InForce, Sandbox};
+use super::state::Record;
+use crate::error::ControlError;
+
+impl Core {
+    /// Brings kernel and records together.
+    ///
+    /// # Errors
+    /// If that cannot be done; enforcement is then what it was.
+    pub fn reconcile(&self) -> Result<(), ControlError> {
+        let links = self
+            .block_on(self.netlink.links())
+            .map_err(|error| ControlError::failed(format!("the host does not say what its interfaces are: {error}")))?;
+        let present: HashMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
+        let mut kept = HashSet::new();
+        let mut adopted = Vec::new();
+        for record in self.state.load()? {
+            // The same name on another index is another interface, and not ours to filter unasked.
+            if present.get(&record.ifindex) == Some(&record.iface) {
+                kept.insert(record.slot);
+                adopted.push(self.adopt(record)?);
+            } else {
+                tracing::info!(sandbox = %record.id, iface = record.iface, "the interface is gone");
+                self.state.remove(&record.id)?;
+            }
+        }
+        self.kernel.policies.adopted()?;
+        self.remove_unowned(&kept)?;
+        for sandbox in adopted {
+            self.repair(&sandbox)?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, record: Record) -> Result<Arc<Sandbox>, ControlError> {
+        let policy = Policy::from_value(record.policy, &self.config.defaults.fields).map_err(|invalid| {
+            ControlError::failed(format!(
+                "the policy of sandbox {} is not valid in this version: {invalid}. Detach it with the version that \
+                 attached it",
+                record.id
+            ))
+        })?;
+        let word = self.kernel.words.load(record.slot);
+        let in_kernel = self.kernel.sandboxes.occupant(record.slot)?;
+        let same = in_kernel.is_some_and(|there| there.tenant == record.tenant && there.ifindex == record.ifindex);
+        let lease = if same && word.generation() == record.generation {
+            self.kernel.policies.adopt(content_hash(&policy, &self.guard()), word.slot())?
+        } else {
+            None
+        };
+        let sandbox = Arc::new(Sandbox {
+            id: record.id,
+            iface: record.iface,
+            ifindex: record.ifindex,
+            addrs: record.addrs,
+            mac: record.mac,
+            slot: record.slot,
+            tenant: record.tenant,
+            created_at: record.created_at,
+            in_force: Mutex::new(InForce {
+                policy: Arc::new(policy),
+                previous: None,
+                // Whatever the kernel has goes on counting from there.
+                generation: if same { word.generation().max(record.generation) } else { record.generation },
+                lease,
+            }),
+        });
+        self.registry.adopt(sandbox.clone())?;
+        Ok(sandbox)
+    }
+
+    /// Makes the kernel's half of an adopted sandbox what it should be.
+    fn repair(&self, sandbox: &Arc<Sandbox>) -> Result<(), ControlError> {
+        let there = self.kernel.sandboxes.occupant(sandbox.slot)?;
+        if there.is_none_or(|there| there.tenant != sandbox.tenant || there.ifindex != sandbox.ifindex) {
+            // The kernel knows nothing of it: attach it as if for the first time.
+            let generation = sandbox.in_force().generation.wrapping_add(1).max(1);
+            tracing::warn!(sandbox = %sandbox.id, "was not enforced; attaching it anew");
+            self.put_in_force(sandbox, generation)?;
+        } else {
+            // This daemon's programs take the place of the last one's.
+            self.kernel.links.attach(sandbox.id.as_str(), &sandbox.iface)?;
+            let mut in_force = sandbox.in_force();
+            if in_force.lease.is_none() {
+                tracing::info!(sandbox = %sandbox.id, "the policy in force is not the one asked for; replacing it");
+                let lease = self.lease(&in_force.policy)?;
+                in_force.generation = in_force.generation.wrapping_add(1).max(1);
+                self.kernel
+                    .words
+                    .store(sandbox.slot, PolicyWord::new(lease.slot(), in_force.generation));
+                in_force.lease = Some(lease);
+                drop(in_force);
+                self.kernel.policies.wait_grace_period()?;
+            }
+        }
+        {
+            let in_force = sandbox.in_force();
+            self.state.save(&Record::of(sandbox, in_force.generation, &in_force.policy))?;
+        }
+        // The last daemon may have been stopped between flip and cut.
+        self.cut_revoked(sandbox)
+    }
+
+    fn remove_unowned(&self, kept: &HashSet<u32>) -> Result<(), ControlError> {
+        let ours: HashSet<String> =
+            self.registry.all().iter().map(|sandbox| sandbox.id.as_str().to_owned()).collect();
+        for key in self.kernel.links.pinned()? {
+            if !ours.contains(&key) {
+                tracing::info!(sandbox = key, "removing programs that no sandbox has");
+                self.kernel.links.detach(&key, "")?;
+            }
+        }
+        let (occupied, interfaces) = self.kernel.sandboxes.survey()?;
+        for (ifindex, slot) in interfaces {
+            if !kept.contains(&slot) {
+                self.kernel.sandboxes.disown(ifindex)?;
+            }
+        }
+        for (slot, sandbox) in occupied {
+            if !kept.contains(&slot) {
+                self.kernel.runner.forget(sandbox.tenant, slot)?;
+                self.kernel.words.store(slot, PolicyWord::default());
+                self.kernel.sandboxes.leave(slot)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! The running daemon: starts everything in order, and stops it.
+
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use super::core::Core;
+use super::state::StateDir;
+use super::{cut, events, guard};
+use crate::config::Config;
+use crate::config::sections::Attach;
+use crate::error::ControlError;
+use crate::kernel::links::{links_dir, unpin};
+use crate::kernel::object::{Settings, foreign_maps, maps_dir};
+use crate::kernel::{AttachMode, Kernel};
+use crate::netlink::{Change, Netlink};
+use crate::protocol::{AttachRequest, SandboxId, Show, Stats, Summary, UpdateRequest};
+use crate::server::{Control, Listener, serve};
+
+/// What the programs are told, from the configuration.
+pub fn settings(config: &Config) -> Settings {
+    let timeouts = &config.timeouts;
+    Settings {
+        tcp_half_open: timeouts.tcp_half_open,
+        tcp_closing: timeouts.tcp_closing,
+        tcp_established: timeouts.tcp_established,
+        udp: timeouts.udp,
+        icmp: timeouts.icmp,
+        attach: match config.kernel.attach {
+            Attach::Auto => AttachMode::Auto,
+            Attach::Tcx => AttachMode::Tcx,
+            Attach::Clsact => AttachMode::Clsact,
+        },
+    }
+}
+
+/// Runs the daemon until it is told to stop (SIGTERM, SIGINT). What it attached stays attached.
+///
+/// # Errors
+/// `conflict` if another daemon has the same state; `failed` if kernel, files or socket refuse.
+pub fn run(config: Config) -> Result<(), ControlError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ControlError::failed(format!("cannot start threads: {error}")))?;
+    runtime.block_on(serve_until_told(config))
+}
+
+async fn serve_until_told(config: Config) -> Result<(), ControlError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(ControlError::failed("the daemon loads programs into the kernel; run it as root"));
+    }
+    let state = StateDir::open(&config.paths.state_dir)?;
+    mount_bpffs(&config.paths.bpffs_dir)?;
+    let failed = |what: &'static str| {
+        move |error: std::io::Error| ControlError::failed(format!("{what}: {error}"))
+    };
+    let (netlink, changes) = Netlink::open().map_err(failed("cannot ask the kernel about interfaces"))?;
+    let guard = guard::present(&config, &netlink).await.map_err(failed("cannot read the host's addresses"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed("cannot wait for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("cannot wait for signals"))?;
+
+    let kernel = Kernel::load(&config.paths.bpffs_dir, &settings(&config))?;
+    let rings = kernel.rings.lock().ok().and_then(|mut rings| rings.take());
+    let jsonl = config.events.jsonl.clone();
+    let socket = config.paths.socket.clone();
+    let core = Arc::new(Core::new(config, kernel, netlink, state, guard));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::new();
+    if let Some(rings) = rings {
+        threads.push(
+            cut::start(core.clone(), rings.cuts, stop.clone()).map_err(failed("cannot start a thread"))?,
+        );
+        threads.push(
+            events::start(core.clone(), rings.events, jsonl.as_deref(), stop.clone())
+                .map_err(failed("cannot write [events].jsonl"))?,
+        );
+    }
+    let result = async {
+        blocking(&core, |core| core.reconcile()).await?;
+        let listener = Listener::bind(&socket)?;
+        let (stop_serving, told) = oneshot::channel::<()>();
+        let shutdown = async {
+            // Gone or told: both mean to stop.
+            let _ = told.await;
+        };
+        let watching = tokio::spawn(watch_host(core.clone(), changes));
+        tracing::info!(socket = %socket.display(), sandboxes = core.registry.all().len(), "ready");
+        let serving = tokio::spawn(serve(listener, Arc::new(Service(core.clone())), shutdown));
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; what is attached stays enforced");
+        let _ = stop_serving.send(());
+        let _ = serving.await;
+        watching.abort();
+        Ok(())
+    }
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a thread of the daemon failed");
+        }
+    }
+    result
+}
+
+/// Follows the host: interfaces that go take their sandbox along, addresses that come are guarded.
+async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send) {
+    /// Addresses come in bursts; each burst is followed once.
+    const QUIET: Duration = Duration::from_millis(20);
+    let mut changes = pin!(changes);
+    while let Some(mut change) = changes.next().await {
+        loop {
+            let mut addresses = false;
+            match change {
+                Change::LinkGone(ifindex) => link_gone(&core, ifindex).await,
+                Change::Addresses => addresses = true,
+            }
+            if !addresses {
+                break;
+            }
+            // More of the burst, or something else that must not wait for it.
+            match tokio::time::timeout(QUIET, changes.next()).await {
+                Ok(Some(Change::Addresses)) => change = Change::Addresses,
+                Ok(Some(other)) => {
+                    follow(&core).await;
+                    change = other;
+                }
+                Ok(None) | Err(_) => {
+                    follow(&core).await;
+                    break;
+                }
+            }
+        }
+    }
+    tracing::error!("the kernel no longer tells of changes; restart the daemon");
+}
+
+async fn link_gone(core: &Arc<Core>, ifindex: u32) {
+    let Some(sandbox) = core.registry.on_interface(ifindex) else { return };
+    tracing::info!(sandbox = %sandbox.id, iface = sandbox.iface, "the interface is gone; detaching");
+    let id = sandbox.id.clone();
+    if let Err(error) = blocking(core, move |core| core.detach(&id)).await {
+        tracing::error!(sandbox = %sandbox.id, %error, "cannot clean up");
+    }
+}
+
+async fn follow(core: &Arc<Core>) {
+    if let Err(error) = blocking(core, Core::follow_host).await {
+        tracing::error!(%error, "cannot follow the host's addresses");
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    core: &Arc<Core>,
+    work: impl FnOnce(&Core) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, ControlError> {
+    let core = core.clone();
+    spawn_blocking(move || work(&core))
+        .await
+        .unwrap_or_else(|_| Err(ControlError::failed("the daemon failed on this request; its log says more")))
+}
+
+/// The operations, for the socket's server.
+struct Service(Arc<Core>);
+
+impl Control for Service {
+    async fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
+        blocking(&self.0, |core| core.attach(request)).await
+    }
+
+    async fn update(&self, request: UpdateRequest) -> Result<Show, ControlError> {
+        blocking(&self.0, |core| core.update(request)).await
+    }
+
+    async fn detach(&self, id: SandboxId) -> Result<(), ControlError> {
+        blocking(&self.0, move |core| core.detach(&id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Summary>, ControlError> {
+        blocking(&self.0, Core::list).await
+    }
+
+    async fn show(&self, id: SandboxId) -> Result<Show, ControlError> {
+        blocking(&self.0, move |core| core.show(&id)).await
+    }
+
+    async fn stats(&self, id: Option<SandboxId>) -> Result<Stats, ControlError> {
+        blocking(&self.0, move |core| core.stats(id.as_ref())).await
+    }
+
+    async fn doctor(&self) -> Result<Value, ControlError> {
+        blocking(&self.0, crate::doctor::of_daemon).await
+    }
+}
+
+/// Makes sure that pins have a file system to be on.
+fn mount_bpffs(dir: &Path) -> Result<(), ControlError> {
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+    let root = Path::new("/sys/fs/bpf");
+    if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) || !dir.starts_with(root) {
+        return Ok(());
+    }
+    mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|errno| {
+        ControlError::failed(format!("cannot mount a BPF file system at {}: {errno}", root.display()))
+    })
+}
+
+/// Removes every program, link and map that the filter has pinned, and what it wrote down. Needs no daemon,
+/// and allows none.
+///
+/// # Errors
+/// `conflict` if a daemon runs, or sandboxes are attached and `force` is not given.
+pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError> {
+    let state = StateDir::open(&config.paths.state_dir)?;
+    let bpffs = &config.paths.bpffs_dir;
+    let records = state.load();
+    let attached = match &records {
+        Ok(records) => records.len(),
+        Err(_) if force => 0,
+        Err(error) => return Err(error.clone()),
+    };
+    if attached > 0 && !force {
+        return Err(ControlError::conflict(format!(
+            "{attached} sandboxes are attached and would be unfiltered; detach them, or say --force"
+        )));
+    }
+    let mut removed = Vec::new();
+    for record in records.unwrap_or_default() {
+        crate::kernel::links::detach_filters(&record.iface);
+        state.remove(&record.id)?;
+        removed.push(format!("sandbox {}", record.id));
+    }
+    let mut dirs = vec![maps_dir(bpffs)];
+    if let Some((foreign, _)) = foreign_maps(bpffs)? {
+        dirs.push(foreign);
+    }
+    let links = links_dir(bpffs);
+    if links.exists() {
+        for entry in std::fs::read_dir(&links).map_err(crate::kernel::pins(&links))? {
+            let path = entry.map_err(crate::kernel::pins(&links))?.path();
+            unpin(&path)?;
+            removed.push(path.display().to_string());
+        }
+        dirs.insert(0, links);
+    }
+    dirs.push(bpffs.clone());
+    for dir in dirs {
+        if dir.exists() {
+            unpin(&dir)?;
+            removed.push(dir.display().to_string());
+        }
+    }
+    Ok(removed)
+}
