@@ -208,6 +208,9 @@ pub fn to_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outc
     };
     let Ok(packet) = ip::parse(skb, version) else { return silently(Reason::Malformed) };
     let packet = &*subject.packet.insert(packet);
+    if packet.mapped_destination {
+        return silently(Reason::Malformed);
+    }
     if matches!(packet.kind, Kind::Neighbour) {
         return Outcome::Pass(Reason::Neighbour);
     }

@@ -91,8 +91,7 @@ impl ControlError {
 
     /// No sandbox has this id.
     pub fn not_found(id: impl fmt::Display) -> Self {
-        let message =
-            format!("no sandbox `{id}` is attached; `sandbox-filter list` names those that are");
+        let message = format!("no sandbox `{id}` is attached; `sandbox-filter list` names those that are");
         Self::new(ErrorCode::NotFound, message)
     }
 

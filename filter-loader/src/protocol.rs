@@ -168,8 +168,7 @@ fn encode(line: &impl Serialize) -> Result<Vec<u8>, ControlError> {
 
 /// The version is looked at before anything else, since another one may have other fields.
 fn decode<T: DeserializeOwned>(line: &[u8], what: &str) -> Result<T, ControlError> {
-    let not_one =
-        |error: serde_json::Error| ControlError::usage(format!("the line is no {what}: {error}"));
+    let not_one = |error: serde_json::Error| ControlError::usage(format!("the line is no {what}: {error}"));
     let Version { version } = serde_json::from_slice(line).map_err(not_one)?;
     if version != VERSION {
         return Err(ControlError::usage(format!(

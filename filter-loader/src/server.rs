@@ -25,7 +25,9 @@ use tokio::{
 
 use crate::{
     error::ControlError,
-    protocol::{self, AttachRequest, MAX_LINE, Reply, Request, SandboxId, Show, Stats, Summary, UpdateRequest},
+    protocol::{
+        self, AttachRequest, MAX_LINE, Reply, Request, SandboxId, Show, Stats, Summary, UpdateRequest,
+    },
 };
 
 const SOCKET_MODE: u32 = 0o600;
@@ -88,9 +90,8 @@ impl Listener {
     /// # Errors
     /// A conflict when somebody already answers there; otherwise that the path cannot be used.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
-        let failed = |error: io::Error| {
-            ControlError::failed(format!("cannot listen at {}: {error}", path.display()))
-        };
+        let failed =
+            |error: io::Error| ControlError::failed(format!("cannot listen at {}: {error}", path.display()));
         if let Some(directory) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(failed)?;
         }
@@ -124,8 +125,11 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(ControlError::conflict(format!("another daemon answers at {shown}; stop it first"))),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .map_err(|error| ControlError::failed(format!("cannot remove the stale socket {shown}: {error}"))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| {
+                ControlError::failed(format!("cannot remove the stale socket {shown}: {error}"))
+            })
+        }
         Err(error) => Err(ControlError::failed(format!("cannot tell who listens at {shown}: {error}"))),
     }
 }

@@ -61,7 +61,12 @@ impl Netns {
     }
 
     /// Connects, sends `payload`, ends sending, and reads all that comes.
-    pub fn tcp_exchange(&self, to: impl Into<SocketAddr>, payload: &[u8], timeout: Duration) -> Attempt<Vec<u8>> {
+    pub fn tcp_exchange(
+        &self,
+        to: impl Into<SocketAddr>,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Attempt<Vec<u8>> {
         let to = to.into();
         self.attempt(|| {
             let mut stream = TcpStream::connect_timeout(&to, timeout)?;
@@ -83,7 +88,12 @@ impl Netns {
     }
 
     /// Sends one datagram and waits for the answer; an ICMP error about it comes as its errno.
-    pub fn udp_exchange(&self, to: impl Into<SocketAddr>, payload: &[u8], timeout: Duration) -> Attempt<Vec<u8>> {
+    pub fn udp_exchange(
+        &self,
+        to: impl Into<SocketAddr>,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Attempt<Vec<u8>> {
         let to = to.into();
         self.attempt(|| {
             let socket = UdpSocket::bind((unspecified_like(to.ip()), 0))?;
@@ -130,14 +140,19 @@ impl Netns {
     fn attempt<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> Attempt<T> {
         let run = || -> Result<Attempt<T>> {
             let start = Instant::now();
-            let result = work().map_err(|error| match error.kind() {
-                // What a socket timeout looks like.
-                ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, "no answer in time"),
-                _ => error,
+            // A socket's timeout shows as EAGAIN.
+            let timed_out = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
+            let result = work().map_err(|error| {
+                if timed_out(&error) {
+                    io::Error::new(ErrorKind::TimedOut, "no answer in time")
+                } else {
+                    error
+                }
             });
             Ok(Attempt { result, took: start.elapsed() })
         };
-        self.run(run).unwrap_or_else(|error| Attempt { result: Err(io::Error::other(error)), took: Duration::ZERO })
+        self.run(run)
+            .unwrap_or_else(|error| Attempt { result: Err(io::Error::other(error)), took: Duration::ZERO })
     }
 }
 

@@ -46,7 +46,9 @@ pub fn start() -> Result<()> {
 
 fn prepare() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("network namespaces need root: run `cargo xtask test` (or `cargo xtask demo`), which asks for it");
+        bail!(
+            "network namespaces need root: run `cargo xtask test` (or `cargo xtask demo`), which asks for it"
+        );
     }
     fs::create_dir_all(NAMESPACES).with_context(|| format!("cannot create {NAMESPACES}"))?;
     mount_bpffs()?;
@@ -74,10 +76,12 @@ fn sweep(directory: &Path) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(owner) = name.to_str().and_then(owner) else { continue };
-        if owner == process::id() || !Path::new(&format!("/proc/{owner}")).exists()
-            // Another process may sweep at the same time; what cannot be removed now is tried again next time.
-            && let Err(error) = remove_trace(&entry.path())
-        {
+        let alive = Path::new(&format!("/proc/{owner}")).exists();
+        if alive && owner != process::id() {
+            continue;
+        }
+        // What cannot be removed now is tried again by the next process.
+        if let Err(error) = remove_trace(&entry.path()) {
             eprintln!("warning: cannot remove {}: {error}", entry.path().display());
         }
     }

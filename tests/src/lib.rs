@@ -17,7 +17,7 @@
 
 mod capture;
 mod client;
-//mod daemon;
+mod daemon;
 mod frames;
 mod janitor;
 mod netlink;
@@ -32,7 +32,7 @@ mod topology;
 
 pub use capture::{Capture, Count, Flow};
 pub use client::{Attempt, HttpAnswer};
-//pub use daemon::{Daemon, DaemonBuilder, Output};
+pub use daemon::{Daemon, DaemonBuilder, Output};
 pub use frames::FrameSender;
 pub use netns::Netns;
 pub use offload::Offload;

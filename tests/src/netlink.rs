@@ -4,12 +4,15 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
-use rtnetlink::packet_route::route::{RouteHeader, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 
 use crate::netns::Netns;
+
+/// The table that is looked at first, `local`.
+const RT_TABLE_LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -30,22 +33,20 @@ pub fn with<T: Send>(netns: &Netns, work: impl AsyncFnOnce(&Links) -> Result<T> 
 }
 
 impl Links {
-    /// A veth pair: `name` here, and `peer` in the namespace `there`. Both are up.
+    /// A veth pair: `name` here, and `peer` in the namespace `there`. Both are down: an end goes up only once it
+    /// has its other end.
     pub async fn veth(&self, name: &str, mac: Mac, peer: &str, peer_mac: Mac, there: &Netns) -> Result<()> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(peer)
             .address(peer_mac.to_vec())
             .setns_by_fd(there.file().as_raw_fd())
-            .up()
             .build();
-        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(
-            rtnetlink::packet_route::link::InfoKind::Veth,
-        )
-        .name(name)
-        .address(mac.to_vec())
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .up()
-        .build();
+        let pair =
+            LinkMessageBuilder::<LinkVeth>::new_with_info_kind(rtnetlink::packet_route::link::InfoKind::Veth)
+                .name(name)
+                .address(mac.to_vec())
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+                .build();
         self.0.link().add(pair).execute().await.with_context(|| format!("cannot make the veth pair {name}"))
     }
 
@@ -107,16 +108,14 @@ impl Links {
         let route = route_to(network)?
             .kind(RouteType::Local)
             .scope(RouteScope::Host)
-            .table_id(RouteHeader::RT_TABLE_LOCAL.into())
+            .table_id(RT_TABLE_LOCAL)
             .output_interface(index("lo")?);
         self.route(route, network).await
     }
 
     /// Drops without an answer whatever comes for `network`, also where a wider network is owned.
     pub async fn blackhole(&self, network: IpNet) -> Result<()> {
-        let route = route_to(network)?
-            .kind(RouteType::BlackHole)
-            .table_id(RouteHeader::RT_TABLE_LOCAL.into());
+        let route = route_to(network)?.kind(RouteType::BlackHole).table_id(RT_TABLE_LOCAL);
         self.route(route, network).await
     }
 

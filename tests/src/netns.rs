@@ -96,9 +96,12 @@ impl Netns {
 
     /// Switches an interface on or off.
     pub fn set_link_up(&self, interface: &str, up: bool) -> Result<()> {
-        netlink::with(self, async |links| {
-            if up { links.up(interface).await } else { links.down(interface).await }
-        })
+        netlink::with(
+            self,
+            async |links| {
+                if up { links.up(interface).await } else { links.down(interface).await }
+            },
+        )
     }
 
     /// Removes an interface, and with a veth its other end.

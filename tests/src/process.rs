@@ -86,7 +86,8 @@ fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> R
     let spawner = SPAWNER.get_or_init(|| {
         let (jobs, queue) = mpsc::channel::<Job>();
         // Without the thread the channel is closed and the send below fails.
-        let _ = thread::Builder::new().name("spawner".into()).spawn(move || queue.iter().for_each(|job| job()));
+        let _ =
+            thread::Builder::new().name("spawner".into()).spawn(move || queue.iter().for_each(|job| job()));
         Mutex::new(jobs)
     });
     let (answer, result) = mpsc::channel();
@@ -98,7 +99,10 @@ fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> R
         .unwrap_or_else(PoisonError::into_inner)
         .send(job)
         .map_err(|_| anyhow::anyhow!("no thread to start programs from"))?;
-    result.recv().context("the thread that starts programs is gone")?.map_or_else(|panic| resume_unwind(panic), Ok)
+    result
+        .recv()
+        .context("the thread that starts programs is gone")?
+        .map_or_else(|panic| resume_unwind(panic), Ok)
 }
 
 impl fmt::Display for Process {

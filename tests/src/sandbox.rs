@@ -86,8 +86,10 @@ impl Plan {
     pub fn connect(&self, host: &Netns) -> Result<Netns> {
         let guest = Netns::new(&self.role)?;
         netlink::with(host, async |links| {
-            links.veth(&self.host_interface, self.port_mac, Sandbox::INTERFACE, self.mac, &guest).await
+            links.veth(&self.host_interface, self.port_mac, Sandbox::INTERFACE, self.mac, &guest).await?;
+            links.up(&self.host_interface).await
         })?;
+        guest.set_link_up(Sandbox::INTERFACE, true)?;
         Ok(guest)
     }
 }
@@ -155,7 +157,8 @@ impl Sandbox {
         // Lengths, protocol and checksums are filled in when the packet is written.
         let ip = match to {
             IpAddr::V4(to) => {
-                let header = Ipv4Header::new(0, 64, etherparse::IpNumber::TCP, self.v4().octets(), to.octets());
+                let header =
+                    Ipv4Header::new(0, 64, etherparse::IpNumber::TCP, self.v4().octets(), to.octets());
                 IpHeaders::Ipv4(header.context("no IPv4 header")?, Default::default())
             }
             IpAddr::V6(to) => {

@@ -47,7 +47,7 @@ pub fn packet_socket(index: u32, protocol: u16) -> io::Result<OwnedFd> {
             (*link).sll_family = libc::AF_PACKET as u16;
             (*link).sll_protocol = protocol.to_be();
             (*link).sll_ifindex = index as c_int;
-            *length = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
             Ok(())
         })
     }?;
@@ -59,7 +59,7 @@ pub fn packet_socket(index: u32, protocol: u16) -> io::Result<OwnedFd> {
 pub fn packets_lost(socket: &OwnedFd) -> io::Result<u32> {
     // SAFETY: all zeroes is a valid `tpacket_stats`.
     let mut stats: libc::tpacket_stats = unsafe { mem::zeroed() };
-    let mut length = mem::size_of_val(&stats) as libc::socklen_t;
+    let mut length = size_of_val(&stats) as libc::socklen_t;
     // SAFETY: pointer and length describe `stats`, which outlives the call.
     let result = unsafe {
         libc::getsockopt(

@@ -64,7 +64,8 @@ impl TopologyBuilder {
     pub fn build(self) -> Result<Topology> {
         let host = Netns::new("host")?;
         let internet = Netns::new("internet")?;
-        for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"] {
+        for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"]
+        {
             host.sysctl(key, "1")?;
         }
         // Servers answer from any address that the internet owns.
@@ -73,6 +74,7 @@ impl TopologyBuilder {
 
         netlink::with(&host, async |links| {
             links.veth(Topology::UPLINK, UPLINK_MAC, "eth0", UPLINK_PEER_MAC, &internet).await?;
+            links.up(Topology::UPLINK).await?;
             for address in UPLINK {
                 links.address(Topology::UPLINK, address.parse()?).await?;
             }
@@ -82,14 +84,18 @@ impl TopologyBuilder {
             Ok(())
         })?;
         netlink::with(&internet, async |links| {
+            links.up("eth0").await?;
             for address in UPLINK_PEER {
                 links.address("eth0", address.parse()?).await?;
             }
             for gateway in UPLINK {
                 links.default_route(gateway.parse::<IpNet>()?.addr()).await?;
             }
-            for network in OWNED.iter().map(|text| Ok(text.parse()?)).chain(self.owned.into_iter().map(Ok)) {
-                links.own(network.map_err(|error: ipnet::AddrParseError| error)?).await?;
+            for network in OWNED {
+                links.own(network.parse()?).await?;
+            }
+            for network in self.owned {
+                links.own(network).await?;
             }
             for network in SILENT {
                 links.blackhole(network.parse()?).await?;
@@ -207,21 +213,23 @@ impl Topology {
 fn wait_for_addresses(netns: &Netns) -> Result<()> {
     const IFA_F_TENTATIVE: u32 = 0x40;
     let deadline = Instant::now() + Duration::from_secs(5);
-    netns.run(|| {
-        loop {
-            let table = std::fs::read_to_string("/proc/thread-self/net/if_inet6")?;
-            let tentative = table.lines().any(|line| {
-                let flags = line.split_whitespace().nth(4).and_then(|flags| u32::from_str_radix(flags, 16).ok());
-                flags.is_none_or(|flags| flags & IFA_F_TENTATIVE != 0)
-            });
-            if !tentative {
-                return Ok(());
+    netns
+        .run(|| {
+            loop {
+                let table = std::fs::read_to_string("/proc/thread-self/net/if_inet6")?;
+                let tentative = table.lines().any(|line| {
+                    let flags =
+                        line.split_whitespace().nth(4).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+                    flags.is_none_or(|flags| flags & IFA_F_TENTATIVE != 0)
+                });
+                if !tentative {
+                    return Ok(());
+                }
+                if Instant::now() > deadline {
+                    bail!("an address stays tentative:\n{table}");
+                }
+                thread::sleep(Duration::from_millis(2));
             }
-            if Instant::now() > deadline {
-                bail!("an address stays tentative:\n{table}");
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-    })
-    .with_context(|| format!("addresses of {}", netns.name()))
+        })
+        .with_context(|| format!("addresses of {}", netns.name()))
 }

@@ -87,21 +87,27 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
             let request = update_request(args)?;
             printer.print(&sandbox(client(socket)?.ask(&request)?)?)
         }
-        Command::Detach(args) => match client(args.socket)?.ask(&Request::Detach { id: args.id.clone() })? {
-            Reply::Done => printer.print(&Detached { id: args.id, detached: true }),
-            other => Err(unexpected(&other)),
-        },
-        Command::List(socket) => match client(socket)?.ask(&Request::List)? {
-            Reply::Sandboxes(list) => printer.print(&list),
-            other => Err(unexpected(&other)),
-        },
+        Command::Detach(args) => {
+            let Reply::Done = client(args.socket)?.ask(&Request::Detach { id: args.id.clone() })? else {
+                return Err(unexpected());
+            };
+            printer.print(&Detached { id: args.id, detached: true })
+        }
+        Command::List(socket) => {
+            let Reply::Sandboxes(list) = client(socket)?.ask(&Request::List)? else {
+                return Err(unexpected());
+            };
+            printer.print(&list)
+        }
         Command::Show(args) => {
             printer.print(&sandbox(client(args.socket)?.ask(&Request::Show { id: args.id })?)?)
         }
-        Command::Stats(args) => match client(args.socket)?.ask(&Request::Stats { id: args.id })? {
-            Reply::Stats(stats) => printer.print(&stats),
-            other => Err(unexpected(&other)),
-        },
+        Command::Stats(args) => {
+            let Reply::Stats(stats) = client(args.socket)?.ask(&Request::Stats { id: args.id })? else {
+                return Err(unexpected());
+            };
+            printer.print(&stats)
+        }
         Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
         Command::Doctor(socket) => {
             let config = config()?;
@@ -137,22 +143,14 @@ fn update_request(args: UpdateArgs) -> Result<Request, ControlError> {
 }
 
 fn sandbox(reply: Reply) -> Result<Show, ControlError> {
-    match reply {
-        Reply::Sandbox(show) => Ok(*show),
-        other => Err(unexpected(&other)),
-    }
+    let Reply::Sandbox(show) = reply else { return Err(unexpected()) };
+    Ok(*show)
 }
 
-fn unexpected(reply: &Reply) -> ControlError {
-    let kind = match reply {
-        Reply::Done => "done",
-        Reply::Sandbox(_) => "a sandbox",
-        Reply::Sandboxes(_) => "a list",
-        Reply::Stats(_) => "numbers",
-        Reply::Doctor(_) => "its health",
-        Reply::Pong { .. } => "that it is there",
-    };
-    ControlError::failed(format!("the daemon answered {kind} to another question; use one release for both"))
+fn unexpected() -> ControlError {
+    ControlError::failed(
+        "the daemon answered another question; use a client and a daemon of the same release",
+    )
 }
 
 /// The manual page of the program or of one of its commands.

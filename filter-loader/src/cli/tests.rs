@@ -10,18 +10,14 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
 
 fn attach(line: &str) -> Result<AttachRequest, ControlError> {
     let Command::Attach(args) = parse(line).unwrap().command else { panic!("another command") };
-    match attach_request(args)? {
-        Request::Attach(request) => Ok(request),
-        _ => panic!("another request"),
-    }
+    let Request::Attach(request) = attach_request(args)? else { panic!("another request") };
+    Ok(request)
 }
 
 fn update(line: &str) -> Result<Value, ControlError> {
     let Command::Update(args) = parse(line).unwrap().command else { panic!("another command") };
-    match update_request(args)? {
-        Request::Update(request) => Ok(request.policy),
-        _ => panic!("another request"),
-    }
+    let Request::Update(request) = update_request(args)? else { panic!("another request") };
+    Ok(request.policy)
 }
 
 #[test]

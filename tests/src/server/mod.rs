@@ -81,9 +81,10 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let serve = async {
-                    match service {
-                        Service::UdpEcho => udp::echo(socket.into(), &counts).await,
-                        tcp => tcp::serve(tcp, socket.into(), &counts).await,
+                    if service == Service::UdpEcho {
+                        udp::echo(socket.into(), &counts).await
+                    } else {
+                        tcp::serve(service, socket.into(), &counts).await
                     }
                 };
                 tokio::select! {

@@ -48,7 +48,7 @@ async fn answer(service: Service, mut stream: TcpStream, tally: &Tally) -> io::R
         Service::TcpSink => sink(&mut stream, tally).await,
         Service::TcpStream { bytes_per_second } => send(&mut stream, bytes_per_second, tally).await,
         Service::Http => http(&mut stream, tally).await,
-        Service::UdpEcho => Ok(()),
+        Service::UdpEcho => Err(io::Error::other("that is no TCP service")),
     }
 }
 

@@ -27,20 +27,19 @@ pub async fn echo(socket: StdSocket, tally: &Tally) -> Result<()> {
 
 fn answer_one(socket: &UdpSocket, buffer: &mut [u8], tally: &Tally) -> nix::Result<()> {
     let fd = socket.as_raw_fd();
-    let mut control = nix::cmsg_space!(nix::libc::in6_pktinfo);
+    let mut control = nix::cmsg_space!(libc::in6_pktinfo);
     let mut into = [IoSliceMut::new(buffer)];
     let received = recvmsg::<SockaddrIn6>(fd, &mut into, Some(&mut control), MsgFlags::empty())?;
     let (length, peer) = (received.bytes, received.address);
-    let asked = received.cmsgs()?.find_map(|message| match message {
-        ControlMessageOwned::Ipv6PacketInfo(info) => Some(info),
-        _ => None,
+    let asked = received.cmsgs()?.find_map(|message| {
+        if let ControlMessageOwned::Ipv6PacketInfo(info) = message { Some(info) } else { None }
     });
     tally.datagrams.fetch_add(1, Ordering::Relaxed);
     tally.bytes_in.fetch_add(length as u64, Ordering::Relaxed);
 
     let (Some(asked), Some(peer)) = (asked, peer) else { return Ok(()) };
     // Only the address counts; the route chooses the interface.
-    let source = nix::libc::in6_pktinfo { ipi6_ifindex: 0, ..asked };
+    let source = libc::in6_pktinfo { ipi6_ifindex: 0, ..asked };
     let payload = [IoSlice::new(buffer.get(..length).unwrap_or_default())];
     let from = [ControlMessage::Ipv6PacketInfo(&source)];
     // An answer that cannot be sent is lost, as datagrams are.
