@@ -142,15 +142,15 @@ pub struct bpf_timer {
     pub opaque: [u64; 2],
 }
 
-/// A connection that is being followed. Times are nanoseconds of `CLOCK_MONOTONIC`, coarse.
+/// A connection that is being followed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
     /// Ends the connection when it has been idle for too long.
     pub timer: bpf_timer,
-    /// When it began.
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub opened: u64,
-    /// When its last packet was seen.
+    /// When its last packet was seen, in ticks of the kernel's timer.
     pub last_seen: u64,
     /// Frame bytes that the sandbox sent.
     pub bytes_out: u64,
@@ -180,7 +180,7 @@ const _: () = assert!(size_of::<Flow>() == 88);
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Closed {
-    /// Until when.
+    /// Until when, in ticks of the kernel's timer.
     pub until: u64,
 }
 
@@ -188,8 +188,10 @@ pub struct Closed {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Sandbox {
-    /// Number of this attachment, never used again; 0 in a free slot.
+    /// Number of this attachment, never used again.
     pub tenant: u32,
+    /// Its index in every map that has an entry a sandbox.
+    pub slot: u32,
     /// Bits of [`sandbox_flags`].
     pub flags: u32,
     /// The index of its interface.
@@ -199,11 +201,18 @@ pub struct Sandbox {
     /// Its hardware address, if [`sandbox_flags::KNOWN_MAC`].
     pub mac: Mac,
     /// Always 0.
-    pub zero: [u8; 2],
+    pub zero: [u8; 6],
     /// Its addresses.
     pub addrs: [Addr; MAX_ADDRS],
 }
-const _: () = assert!(size_of::<Sandbox>() == 152);
+const _: () = assert!(size_of::<Sandbox>() == 160);
+
+/// Where the sandbox on an interface is looked for first.
+#[inline(always)]
+pub const fn sandbox_place(ifindex: u32) -> u32 {
+    const { assert!(MAX_SANDBOXES.is_power_of_two()) };
+    ifindex & (MAX_SANDBOXES - 1)
+}
 
 /// Bits of [`Sandbox::flags`].
 pub mod sandbox_flags {
@@ -300,7 +309,7 @@ impl Default for Counters {
     }
 }
 
-/// How much a sandbox has made the host say of late. A window is 2^27 ns (about 134 ms).
+/// How much a sandbox has made the host say of late, in a window of 100 ms.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Throttle {

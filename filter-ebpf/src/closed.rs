@@ -2,20 +2,19 @@
 //!
 //! They no longer count against anybody's budget, so losing an entry loses nothing but a stray segment.
 
-use aya_ebpf::{btf_maps::LruHashMap, helpers::bpf_ktime_get_coarse_ns, macros::btf_map};
+use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
 use filter_common::ip::{Kind, Packet};
 use filter_common::layout::{Closed, FlowKey};
 use filter_common::tcp;
 
-use crate::control::timeout;
+use crate::control::{ticks, timeout, to_ticks};
 
 #[btf_map]
 static CLOSED: LruHashMap<FlowKey, Closed, 65_536> = LruHashMap::new();
 
 #[inline(always)]
 pub fn remember(key: &FlowKey) {
-    // SAFETY: the helper has no preconditions.
-    let until = unsafe { bpf_ktime_get_coarse_ns() } + timeout::closing();
+    let until = ticks() + to_ticks(timeout::closing());
     // A full map evicts its oldest entry; there is no failure to handle.
     let _ = CLOSED.insert(key, Closed { until }, 0);
 }
@@ -28,8 +27,7 @@ pub fn lingers(key: &FlowKey, packet: &Packet) -> bool {
     }
     // SAFETY: the value is one number, valid whoever wrote it.
     match unsafe { CLOSED.get(key) } {
-        // SAFETY: the helper has no preconditions.
-        Some(closed) => closed.until > unsafe { bpf_ktime_get_coarse_ns() },
+        Some(closed) => ticks() < closed.until,
         None => false,
     }
 }

@@ -7,11 +7,10 @@ use aya_ebpf::{
     macros::btf_map,
     maps::ring_buf::RingBufEntry,
 };
-use filter_common::layout::{Cut, Event, Flow, FlowKey, event_kind};
+use filter_common::layout::{Cut, Event, Flow, FlowKey, Sandbox, event_kind};
 use filter_common::{Addr, Reason};
 
 use crate::atomic;
-use crate::sandboxes::Attached;
 use crate::skb::Skb;
 use crate::verdict::Subject;
 
@@ -44,7 +43,7 @@ fn reserve() -> Option<RingBufEntry<Event>> {
 
 /// A packet was refused. Not inlined, for the sake of the stack.
 #[inline(never)]
-pub fn denied(skb: &Skb, attached: &Attached, subject: &Subject, reason: Reason) {
+pub fn denied(skb: &Skb, sandbox: &Sandbox, subject: &Subject, reason: Reason) {
     let Some(mut entry) = reserve() else { return };
     let bytes = u64::from(skb.frame_len());
     let (local, remote, local_port, remote_port, protocol) = match &subject.packet {
@@ -62,7 +61,7 @@ pub fn denied(skb: &Skb, attached: &Attached, subject: &Subject, reason: Reason)
         bytes_in: if subject.inbound { bytes } else { 0 },
         local,
         remote,
-        tenant: attached.sandbox.tenant,
+        tenant: sandbox.tenant,
         generation: subject.policy.generation(),
         rule: subject.rule.bits(),
         local_port,

@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::HashMap,
-    helpers::{bpf_ktime_get_coarse_ns, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start},
+    helpers::{bpf_ktime_get_ns, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start},
     macros::btf_map,
 };
 use filter_common::ip::{Kind, Packet, protocol};
@@ -17,7 +17,7 @@ use filter_common::layout::{Flow, FlowKey, bpf_timer, event_kind};
 use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
 
-use crate::control::timeout;
+use crate::control::{ticks, timeout, to_nanoseconds};
 use crate::{atomic, budget, closed, events};
 
 type Flows<const ENTRIES: usize> = HashMap<FlowKey, Flow, ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
@@ -30,12 +30,6 @@ pub static EGRESS: Flows<524_288> = HashMap::new();
 pub static INBOUND: Flows<131_072> = HashMap::new();
 
 const CLOCK_MONOTONIC: u64 = 1;
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
 
 /// Who began a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,7 +103,7 @@ impl Tracked<'_> {
             // Nothing that the sandbox says keeps a UDP or ICMP exchange alive that somebody else began:
             // the port at the other end may have changed hands.
             if matches!(packet.kind, Kind::Tcp) || matches!(self.direction, Direction::Egress) || from == Side::Remote {
-                (*flow).last_seen = now();
+                (*flow).last_seen = ticks();
             }
         }
         if matches!(packet.kind, Kind::Tcp) {
@@ -272,11 +266,11 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
 /// A connection's entry as `packet`, its first, makes it.
 #[inline(always)]
 pub fn fresh(slot: u32, packet: &Packet, macs: [u32; 3], rule: RuleWord, generation: u32) -> Flow {
-    let now = now();
     Flow {
         timer: bpf_timer { opaque: [0; 2] },
-        opened: now,
-        last_seen: now,
+        // SAFETY: the helper has no preconditions.
+        opened: unsafe { bpf_ktime_get_ns() },
+        last_seen: ticks(),
         bytes_out: 0,
         bytes_in: 0,
         generation,
@@ -341,7 +335,7 @@ unsafe fn idle(key: *mut FlowKey, flow: *mut Flow, direction: Direction) -> i64 
     // SAFETY: the caller's promise.
     unsafe {
         let limit = timeout::of((*key).protocol(), (*flow).state);
-        let idle = now().saturating_sub((*flow).last_seen);
+        let idle = to_nanoseconds(ticks().saturating_sub((*flow).last_seen));
         if idle < limit {
             arm(flow, limit - idle);
         } else {

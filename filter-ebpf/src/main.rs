@@ -30,9 +30,9 @@ mod verdict;
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use filter_common::Reason;
+use filter_common::layout::Sandbox;
 use filter_common::decide::Refusal;
 
-use crate::sandboxes::Attached;
 use crate::skb::Skb;
 use crate::verdict::{Outcome, Subject};
 
@@ -48,18 +48,18 @@ pub fn from_sandbox(ctx: TcContext) -> i32 {
         return PASS;
     }
     // An interface that is not attached, or no longer: there is nobody to judge or to count for.
-    let Some(attached) = Attached::of_interface(skb.ifindex()) else { return DROP };
+    let Some(sandbox) = sandboxes::on_interface(skb.ifindex()) else { return DROP };
     let Some(subject) = Subject::fresh(false) else { return DROP };
-    match verdict::from_sandbox(&skb, &attached, subject) {
-        Outcome::Pass(reason) => pass(&skb, &attached, reason),
-        Outcome::Deny(reason, Refusal::Silence) => deny(&skb, &attached, subject, reason),
+    match verdict::from_sandbox(&skb, sandbox, subject) {
+        Outcome::Pass(reason) => pass(&skb, sandbox, reason),
+        Outcome::Deny(reason, Refusal::Silence) => deny(&skb, sandbox, subject, reason),
         Outcome::Deny(reason, Refusal::Reset) => {
-            deny(&skb, &attached, subject, reason);
-            if throttle::may_refuse(attached.slot) { refuse::reset(&skb, subject) } else { DROP }
+            deny(&skb, sandbox, subject, reason);
+            if throttle::may_refuse(sandbox.slot) { refuse::reset(&skb, subject) } else { DROP }
         }
         Outcome::Deny(reason, Refusal::Unreachable) => {
-            deny(&skb, &attached, subject, reason);
-            if throttle::may_refuse(attached.slot) { refuse::unreachable(&skb, subject) } else { DROP }
+            deny(&skb, sandbox, subject, reason);
+            if throttle::may_refuse(sandbox.slot) { refuse::unreachable(&skb, subject) } else { DROP }
         }
     }
 }
@@ -72,13 +72,13 @@ pub fn to_sandbox(ctx: TcContext) -> i32 {
     if skb.ingress_ifindex() == skb.ifindex() || control::is_injected(&skb) {
         return PASS;
     }
-    let Some(attached) = Attached::of_interface(skb.ifindex()) else { return DROP };
+    let Some(sandbox) = sandboxes::on_interface(skb.ifindex()) else { return DROP };
     let Some(subject) = Subject::fresh(true) else { return DROP };
-    match verdict::to_sandbox(&skb, &attached, subject) {
-        Outcome::Pass(reason) => pass(&skb, &attached, reason),
+    match verdict::to_sandbox(&skb, sandbox, subject) {
+        Outcome::Pass(reason) => pass(&skb, sandbox, reason),
         // The outside is told nothing.
         Outcome::Deny(reason, Refusal::Silence | Refusal::Reset | Refusal::Unreachable) => {
-            deny(&skb, &attached, subject, reason)
+            deny(&skb, sandbox, subject, reason)
         }
     }
 }
@@ -96,16 +96,16 @@ pub fn inject(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn pass(skb: &Skb, attached: &Attached, reason: Reason) -> i32 {
-    counters::count(attached.slot, reason, skb.frame_len());
+fn pass(skb: &Skb, sandbox: &Sandbox, reason: Reason) -> i32 {
+    counters::count(sandbox.slot, reason, skb.frame_len());
     PASS
 }
 
 #[inline(always)]
-fn deny(skb: &Skb, attached: &Attached, subject: &Subject, reason: Reason) -> i32 {
-    counters::count(attached.slot, reason, skb.frame_len());
-    if throttle::may_tell(attached.slot) {
-        events::denied(skb, attached, subject, reason);
+fn deny(skb: &Skb, sandbox: &Sandbox, subject: &Subject, reason: Reason) -> i32 {
+    counters::count(sandbox.slot, reason, skb.frame_len());
+    if throttle::may_tell(sandbox.slot) {
+        events::denied(skb, sandbox, subject, reason);
     }
     DROP
 }

@@ -4,12 +4,11 @@ use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use filter_common::decide::{self, Refusal};
 use filter_common::frame::{self, Payload};
 use filter_common::ip::{self, Kind, Packet, Version};
-use filter_common::layout::{FlowKey, PolicyWord, sandbox_flags};
+use filter_common::layout::{FlowKey, PolicyWord, Sandbox, sandbox_flags};
 use filter_common::tcp::Side;
-use filter_common::{Class, Decision, Reason, RuleWord, icmp, neighbour};
+use filter_common::{Addr, Class, Decision, Reason, RuleWord, icmp, neighbour};
 
-use crate::flows::{self, Direction};
-use crate::sandboxes::Attached;
+use crate::flows::{self, Direction, Tracked};
 use crate::skb::Skb;
 use crate::{budget, closed, policy};
 
@@ -61,15 +60,13 @@ const fn silently(reason: Reason) -> Outcome {
 
 /// Judges what the sandbox sends.
 #[inline(always)]
-pub fn from_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outcome {
-    let sandbox = attached.sandbox;
-    let policy = policy::in_force(attached.slot);
+pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outcome {
+    let policy = policy::in_force(sandbox.slot);
     subject.policy = policy;
     let Ok(ethernet) = frame::parse(skb) else { return silently(Reason::Malformed) };
     if skb.has_vlan_tag() {
         return silently(Reason::Malformed);
     }
-    subject.macs = ethernet.macs;
     if !sandbox.owns_mac(ethernet.source()) {
         return silently(Reason::Spoofed);
     }
@@ -85,33 +82,51 @@ pub fn from_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Ou
         Payload::Ipv6 => Version::V6,
     };
     let Ok(packet) = ip::parse(skb, version) else { return silently(Reason::Malformed) };
-    let packet = &*subject.packet.insert(packet);
     if matches!(packet.kind, Kind::Neighbour) {
-        return if neighbour::discovery_is_own(skb, packet, &ethernet, sandbox) {
+        subject.packet = Some(packet);
+        return if neighbour::discovery_is_own(skb, &packet, &ethernet, sandbox) {
             Outcome::Pass(Reason::Neighbour)
         } else {
             silently(Reason::NeighbourClaim)
         };
     }
-    if let Err(reason) = decide::identity(packet, sandbox) {
+    if let Err(reason) = decide::identity(&packet, sandbox) {
+        subject.packet = Some(packet);
         return silently(reason);
     }
-    let key = FlowKey::of(sandbox.tenant, packet, Side::Sandbox);
+    let key = FlowKey::of(sandbox.tenant, &packet, Side::Sandbox);
     if let Some(key) = &key
-        && let Some(outcome) = known(skb, attached, packet, key, (policy, &mut subject.rule))
+        && let Known::Passes(reason) = known(skb, &packet, key, policy)
     {
-        return outcome;
+        return Outcome::Pass(reason);
     }
-    if matches!(packet.kind, Kind::IcmpError) && quotes_known(skb, attached, packet, Side::Sandbox) {
+    // What follows happens once a connection, not once a packet.
+    subject.macs = ethernet.macs;
+    subject.packet = Some(packet);
+    unknown(skb, sandbox, subject, key.as_ref())
+}
+
+/// Judges a packet of the sandbox by its destination.
+#[inline(always)]
+fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&FlowKey>) -> Outcome {
+    let Some(packet) = &subject.packet else { return silently(Reason::Malformed) };
+    if matches!(packet.kind, Kind::IcmpError) && quotes_known(skb, sandbox, packet, Side::Sandbox) {
         return Outcome::Pass(Reason::Reply);
     }
-    let rule = policy::rule(policy, packet.dst);
-    subject.rule = rule;
+    let rule = policy::rule(subject.policy, packet.dst);
     let reason = decide::judge(packet, rule);
+    subject.rule = rule;
     if let Decision::Deny = reason.decision() {
-        return Outcome::Deny(reason, decide::refusal(packet, reason));
+        // It was allowed before the policy was replaced.
+        if let Some(key) = key
+            && let Some(flow) = flows::find(key, Direction::Egress)
+        {
+            flow.revoke(sandbox.ifindex);
+            return subject.refused(Reason::Revoked);
+        }
+        return subject.refused(reason);
     }
-    let Some(key) = &key else {
+    let Some(key) = key else {
         // A later fragment to an allowed destination: there is no connection to speak of.
         return Outcome::Pass(reason);
     };
@@ -119,49 +134,54 @@ pub fn from_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Ou
     if matches!(packet.kind, Kind::Tcp) && packet.is_reset() {
         return Outcome::Pass(reason);
     }
-    match open_egress(attached.slot, subject, key, skb.frame_len()) {
+    match open_egress(sandbox.slot, subject, key, skb.frame_len()) {
         Ok(()) => Outcome::Pass(reason),
         Err(reason) => subject.refused(reason),
     }
 }
 
-/// The verdict on a packet of the sandbox that belongs to a known connection.
+/// Whether a packet belongs to a known connection that may go on.
+enum Known {
+    Passes(Reason),
+    No,
+}
+
+/// Follows a packet of the sandbox along the connection that it belongs to.
 #[inline(always)]
-fn known(
-    skb: &Skb,
-    attached: &Attached,
-    packet: &Packet,
-    key: &FlowKey,
-    (policy, decisive): (PolicyWord, &mut RuleWord),
-) -> Option<Outcome> {
+fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Known {
     if let Some(flow) = flows::find(key, Direction::Egress) {
-        if flow.generation() != policy.generation() {
-            let rule = policy::rule(policy, packet.dst);
-            if !decide::permits(rule) {
-                *decisive = rule;
-                flow.revoke(attached.sandbox.ifindex);
-                return Some(Outcome::Deny(Reason::Revoked, decide::refusal(packet, Reason::Revoked)));
-            }
-            flow.set_judged(rule, policy.generation());
+        if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
+            return Known::No;
         }
         let reason = decide::reason_of(flow.rule());
         flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Some(Outcome::Pass(reason));
+        return Known::Passes(reason);
     }
     if let Some(flow) = flows::find(key, Direction::Inbound) {
         flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Some(Outcome::Pass(Reason::Reply));
+        return Known::Passes(Reason::Reply);
     }
     if closed::lingers(key, packet) {
-        return Some(Outcome::Pass(Reason::Reply));
+        return Known::Passes(Reason::Reply);
     }
-    None
+    Known::No
+}
+
+/// Judges a connection of an earlier policy under the one in force.
+#[inline(always)]
+fn still_permitted(flow: &Tracked, policy: PolicyWord, remote: Addr) -> bool {
+    let rule = policy::rule(policy, remote);
+    if decide::permits(rule) {
+        flow.set_judged(rule, policy.generation());
+        return true;
+    }
+    false
 }
 
 /// Whether an ICMP error is about a known connection.
 #[inline(never)]
-fn quotes_known(skb: &Skb, attached: &Attached, packet: &Packet, from: Side) -> bool {
-    let Some(key) = icmp::quoted_flow(skb, packet, from, attached.sandbox.tenant) else { return false };
+fn quotes_known(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> bool {
+    let Some(key) = icmp::quoted_flow(skb, packet, from, sandbox.tenant) else { return false };
     flows::find(&key, Direction::Egress).is_some() || flows::find(&key, Direction::Inbound).is_some()
 }
 
@@ -190,9 +210,8 @@ fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resu
 
 /// Judges what is sent to the sandbox.
 #[inline(always)]
-pub fn to_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outcome {
-    let sandbox = attached.sandbox;
-    let policy = policy::in_force(attached.slot);
+pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outcome {
+    let policy = policy::in_force(sandbox.slot);
     subject.policy = policy;
     let Ok(ethernet) = frame::parse(skb) else { return silently(Reason::Malformed) };
     if skb.has_vlan_tag() {
@@ -216,17 +235,13 @@ pub fn to_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outc
     }
     let by_host = skb.ingress_ifindex() == 0;
     let Some(key) = FlowKey::of(sandbox.tenant, packet, Side::Remote) else {
-        return without_connection(skb, attached, packet, policy, by_host);
+        return without_connection(skb, sandbox, packet, policy, by_host);
     };
     if let Some(flow) = flows::find(&key, Direction::Egress) {
-        if flow.generation() != policy.generation() {
-            let rule = policy::rule(policy, packet.src);
-            if !decide::permits(rule) {
-                subject.rule = rule;
-                flow.revoke(sandbox.ifindex);
-                return silently(Reason::Revoked);
-            }
-            flow.set_judged(rule, policy.generation());
+        if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
+            subject.rule = policy::rule(policy, packet.src);
+            flow.revoke(sandbox.ifindex);
+            return silently(Reason::Revoked);
         }
         flow.advance(packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
@@ -254,7 +269,7 @@ pub fn to_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outc
         | Kind::LaterFragment
         | Kind::Other => {}
     }
-    match open_inbound(attached.slot, subject, &key, skb.frame_len()) {
+    match open_inbound(sandbox.slot, subject, &key, skb.frame_len()) {
         Ok(()) => Outcome::Pass(Reason::Reply),
         Err(reason) => silently(reason),
     }
@@ -264,13 +279,13 @@ pub fn to_sandbox(skb: &Skb, attached: &Attached, subject: &mut Subject) -> Outc
 #[inline(always)]
 fn without_connection(
     skb: &Skb,
-    attached: &Attached,
+    sandbox: &Sandbox,
     packet: &Packet,
     policy: PolicyWord,
     by_host: bool,
 ) -> Outcome {
     match packet.kind {
-        Kind::IcmpError if quotes_known(skb, attached, packet, Side::Remote) => Outcome::Pass(Reason::Reply),
+        Kind::IcmpError if quotes_known(skb, sandbox, packet, Side::Remote) => Outcome::Pass(Reason::Reply),
         // Worth nothing without its first fragment, which does belong to a connection.
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
             Class::Allowed | Class::Unmatched => Outcome::Pass(Reason::Reply),

@@ -35,7 +35,8 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// A raw packet socket on interface `index` of the calling thread's namespace. Protocol 0 receives nothing.
+/// A raw packet socket on interface `index` of the calling thread's namespace. It receives what comes in, not what
+/// goes out; with protocol 0 nothing.
 pub fn packet_socket(index: u32, protocol: u16) -> io::Result<OwnedFd> {
     // Made with protocol 0 and bound with the wanted one: otherwise it would see every interface until bound.
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
@@ -51,6 +52,20 @@ pub fn packet_socket(index: u32, protocol: u16) -> io::Result<OwnedFd> {
             Ok(())
         })
     }?;
+    let ignore: c_int = 1;
+    // SAFETY: pointer and length describe `ignore`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_IGNORE_OUTGOING,
+            (&raw const ignore).cast(),
+            size_of_val(&ignore) as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
     socket.bind(&address)?;
     Ok(socket.into())
 }

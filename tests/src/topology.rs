@@ -102,8 +102,8 @@ impl TopologyBuilder {
             }
             Ok(())
         })?;
-        wait_for_addresses(&host)?;
-        wait_for_addresses(&internet)?;
+        wait_for_v6(&host, Topology::UPLINK)?;
+        wait_for_v6(&internet, "eth0")?;
         Ok(Topology { host, internet })
     }
 }
@@ -160,7 +160,7 @@ impl Topology {
             }
             Ok(())
         })?;
-        wait_for_addresses(&self.host)?;
+        wait_for_v6(&self.host, &plan.host_interface)?;
         self.ready(plan, guest)
     }
 
@@ -181,7 +181,7 @@ impl Topology {
         let plan = Plan::bridged(n, BRIDGE_MAC)?;
         let guest = plan.connect(&self.host)?;
         netlink::with(&self.host, async |links| links.join_bridge(&plan.host_interface, BRIDGE).await)?;
-        wait_for_addresses(&self.host)?;
+        wait_for_v6(&self.host, BRIDGE)?;
         self.ready(plan, guest)
     }
 
@@ -190,7 +190,7 @@ impl Topology {
     /// in front, and may be larger than the MTU with its checksum left to the receiver, as a microVM sends it.
     pub fn tap(&self, n: u8, vnet_header: bool) -> Result<Tap> {
         let tap = Tap::open(&self.host, n, vnet_header)?;
-        wait_for_addresses(&self.host)?;
+        wait_for_v6(&self.host, &tap.host_interface())?;
         Ok(tap)
     }
 
@@ -204,32 +204,37 @@ impl Topology {
             }
             Ok(())
         })?;
-        wait_for_addresses(&guest)?;
+        wait_for_v6(&guest, Sandbox::INTERFACE)?;
         Ok(Sandbox::new(plan, self.host.clone(), guest))
     }
 }
 
-/// Waits until no IPv6 address is tentative: one that is cannot be used, and the kernel settles it later.
-fn wait_for_addresses(netns: &Netns) -> Result<()> {
+/// Waits until `interface` can talk IPv6. The kernel gets to it later: it adds the link-local address, which
+/// neighbour discovery needs, after it has noticed the carrier, and an address that is tentative is not used.
+fn wait_for_v6(netns: &Netns, interface: &str) -> Result<()> {
     const IFA_F_TENTATIVE: u32 = 0x40;
     let deadline = Instant::now() + Duration::from_secs(5);
     netns
         .run(|| {
             loop {
+                // Lines of: address, index, prefix length, scope, flags, interface.
                 let table = std::fs::read_to_string("/proc/thread-self/net/if_inet6")?;
-                let tentative = table.lines().any(|line| {
-                    let flags =
-                        line.split_whitespace().nth(4).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+                let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+                let own: Vec<_> = rows.filter(|row| row.last() == Some(&interface)).collect();
+                let link_local =
+                    own.iter().any(|row| row.first().is_some_and(|text| text.starts_with("fe80")));
+                let tentative = own.iter().any(|row| {
+                    let flags = row.get(4).and_then(|flags| u32::from_str_radix(flags, 16).ok());
                     flags.is_none_or(|flags| flags & IFA_F_TENTATIVE != 0)
                 });
-                if !tentative {
+                if link_local && !tentative {
                     return Ok(());
                 }
                 if Instant::now() > deadline {
-                    bail!("an address stays tentative:\n{table}");
+                    bail!("not ready for IPv6:\n{table}");
                 }
                 thread::sleep(Duration::from_millis(2));
             }
         })
-        .with_context(|| format!("addresses of {}", netns.name()))
+        .with_context(|| format!("{interface} of {}", netns.name()))
 }

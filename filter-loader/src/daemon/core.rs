@@ -124,7 +124,7 @@ impl Core {
         in_force.lease = Some(lease);
         in_force.generation = generation;
         drop(in_force);
-        self.kernel.sandboxes.enter(sandbox.slot, &self.entry(sandbox))?;
+        self.kernel.sandboxes.enter(&self.entry(sandbox))?;
         self.kernel.words.store(sandbox.slot, word);
         self.kernel.links.attach(sandbox.id.as_str(), &sandbox.iface)?;
         Ok(())
@@ -226,7 +226,7 @@ impl Core {
         self.kernel.policies.wait_grace_period()?;
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
-        self.kernel.sandboxes.leave(sandbox.slot)?;
+        self.kernel.sandboxes.clear(sandbox.slot)?;
         if let Some(lease) = in_force.lease.take() {
             self.kernel.policies.release(lease)?;
         }
@@ -379,11 +379,12 @@ impl Core {
         }
         layout::Sandbox {
             tenant: sandbox.tenant,
+            slot: sandbox.slot,
             flags,
             ifindex: sandbox.ifindex,
             addr_count: u32::try_from(sandbox.addrs.len().min(MAX_ADDRS)).unwrap_or(0),
             mac: sandbox.mac.map(Mac::octets).unwrap_or_default(),
-            zero: [0; 2],
+            zero: [0; 6],
             addrs,
         }
     }

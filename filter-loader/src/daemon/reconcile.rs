@@ -27,7 +27,7 @@ impl Core {
         for record in self.state.load()? {
             // The same name on another index is another interface, and not ours to filter unasked.
             if present.get(&record.ifindex) == Some(&record.iface) {
-                kept.insert(record.slot);
+                kept.insert(record.tenant);
                 adopted.push(self.adopt(record)?);
             } else {
                 tracing::info!(sandbox = %record.id, iface = record.iface, "the interface is gone");
@@ -51,8 +51,8 @@ impl Core {
             ))
         })?;
         let word = self.kernel.words.load(record.slot);
-        let in_kernel = self.kernel.sandboxes.occupant(record.slot)?;
-        let same = in_kernel.is_some_and(|there| there.tenant == record.tenant && there.ifindex == record.ifindex);
+        let in_kernel = self.kernel.sandboxes.on_interface(record.ifindex)?;
+        let same = in_kernel.is_some_and(|there| there.tenant == record.tenant && there.slot == record.slot);
         let lease = if same && word.generation() == record.generation {
             self.kernel.policies.adopt(content_hash(&policy, &self.guard()), word.slot())?
         } else {
@@ -81,8 +81,8 @@ impl Core {
 
     /// Makes the kernel's half of an adopted sandbox what it should be.
     fn repair(&self, sandbox: &Arc<Sandbox>) -> Result<(), ControlError> {
-        let there = self.kernel.sandboxes.occupant(sandbox.slot)?;
-        if there.is_none_or(|there| there.tenant != sandbox.tenant || there.ifindex != sandbox.ifindex) {
+        let there = self.kernel.sandboxes.on_interface(sandbox.ifindex)?;
+        if there.is_none_or(|there| there.tenant != sandbox.tenant || there.slot != sandbox.slot) {
             // The kernel knows nothing of it: attach it as if for the first time.
             let generation = sandbox.in_force().generation.wrapping_add(1).max(1);
             tracing::warn!(sandbox = %sandbox.id, "was not enforced; attaching it anew");
@@ -120,17 +120,12 @@ impl Core {
                 self.kernel.links.detach(&key, "")?;
             }
         }
-        let (occupied, interfaces) = self.kernel.sandboxes.survey()?;
-        for (ifindex, slot) in interfaces {
-            if !kept.contains(&slot) {
-                self.kernel.sandboxes.disown(ifindex)?;
-            }
-        }
-        for (slot, sandbox) in occupied {
-            if !kept.contains(&slot) {
-                self.kernel.runner.forget(sandbox.tenant, slot)?;
-                self.kernel.words.store(slot, PolicyWord::default());
-                self.kernel.sandboxes.leave(slot)?;
+        for there in self.kernel.sandboxes.all()? {
+            if !kept.contains(&there.tenant) {
+                self.kernel.sandboxes.disown(there.ifindex)?;
+                self.kernel.runner.forget(there.tenant, there.slot)?;
+                self.kernel.words.store(there.slot, PolicyWord::default());
+                self.kernel.sandboxes.clear(there.slot)?;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use aya::maps::{Map, MapData};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use filter_common::layout::ABI;
+use nix::time::{ClockId, clock_getres};
 
 use super::policies::Policies;
 use super::rings::Rings;
@@ -23,8 +24,8 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fil
 
 /// Maps whose content outlives the daemon. The others are remade at each start.
 const PINNED: &[&str] = &[
-    "INTERFACES",
     "SANDBOXES",
+    "DISPLACED",
     "POLICY_WORDS",
     "POLICIES",
     "TRIES",
@@ -142,6 +143,7 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
         ("TCP_ESTABLISHED", nanos(settings.tcp_established)),
         ("UDP", nanos(settings.udp)),
         ("ICMP", nanos(settings.icmp)),
+        ("NANOSECONDS_PER_TICK", nanos(tick()?)),
     ];
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -159,6 +161,14 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
         classifier(&mut ebpf, name)?.load().map_err(program(name))?;
     }
     Ok(ebpf)
+}
+
+/// The length of a tick of the kernel's timer, in which the programs keep time: it is the resolution of the
+/// coarse clocks.
+fn tick() -> Result<Duration, KernelError> {
+    clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map(Duration::from)
+        .map_err(|errno| KernelError::System { what: "the length of a timer tick", source: errno.into() })
 }
 
 /// A program of the object.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use filter_common::layout::{Budget, Counters, MAX_SANDBOXES, Sandbox, Throttle};
+use filter_common::layout::{Budget, Counters, MAX_SANDBOXES, Sandbox, Throttle, sandbox_place};
 
 use super::{KernelError, map};
 
@@ -13,8 +13,8 @@ pub struct Sandboxes {
 }
 
 struct Maps {
-    interfaces: HashMap<MapData, u32, u32>,
     sandboxes: Array<MapData, Sandbox>,
+    displaced: HashMap<MapData, u32, Sandbox>,
     budgets: Array<MapData, Budget>,
     counters: Array<MapData, Counters>,
     throttles: Array<MapData, Throttle>,
@@ -23,11 +23,12 @@ struct Maps {
 
 const NOBODY: Sandbox = Sandbox {
     tenant: 0,
+    slot: 0,
     flags: 0,
     ifindex: 0,
     addr_count: 0,
     mac: [0; 6],
-    zero: [0; 2],
+    zero: [0; 6],
     addrs: [filter_common::Addr::UNSPECIFIED; filter_common::layout::MAX_ADDRS],
 };
 
@@ -46,9 +47,9 @@ impl Sandboxes {
     pub(super) fn open(
         take: &mut impl FnMut(&'static str) -> Result<MapData, KernelError>,
     ) -> Result<Self, KernelError> {
-        let interfaces = HashMap::try_from(Map::HashMap(take("INTERFACES")?)).map_err(map("INTERFACES"))?;
+        let displaced = HashMap::try_from(Map::HashMap(take("DISPLACED")?)).map_err(map("DISPLACED"))?;
         let maps = Maps {
-            interfaces,
+            displaced,
             sandboxes: array(take, "SANDBOXES")?,
             budgets: array(take, "BUDGETS")?,
             counters: array(take, "COUNTERS")?,
@@ -58,67 +59,81 @@ impl Sandboxes {
         Ok(Self { maps: Mutex::new(maps) })
     }
 
-    /// Writes a sandbox into its slot, with everything counted anew, and then gives it its interface.
+    /// Makes a sandbox known, with everything counted anew.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn enter(&self, slot: u32, sandbox: &Sandbox) -> Result<(), KernelError> {
+    pub fn enter(&self, sandbox: &Sandbox) -> Result<(), KernelError> {
         let mut maps = self.lock();
-        maps.clear(slot)?;
-        maps.sandboxes.set(slot, sandbox, 0).map_err(map("SANDBOXES"))?;
-        maps.interfaces.insert(sandbox.ifindex, slot, 0).map_err(map("INTERFACES"))
+        maps.clear(sandbox.slot)?;
+        let place = sandbox_place(sandbox.ifindex);
+        let there = maps.sandboxes.get(&place, 0).map_err(map("SANDBOXES"))?;
+        if there.tenant == 0 || there.ifindex == sandbox.ifindex {
+            maps.sandboxes.set(place, sandbox, 0).map_err(map("SANDBOXES"))
+        } else {
+            maps.displaced.insert(sandbox.ifindex, sandbox, 0).map_err(map("DISPLACED"))
+        }
     }
 
-    /// Takes the interface from a sandbox: from here on the programs do not know whose packets they see.
+    /// Takes the interface from its sandbox: from here on the programs do not know whose packets they see.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn disown(&self, ifindex: u32) -> Result<(), KernelError> {
-        match self.lock().interfaces.remove(&ifindex) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(map("INTERFACES")(error)),
-        }
-    }
-
-    /// Empties a slot.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn leave(&self, slot: u32) -> Result<(), KernelError> {
         let mut maps = self.lock();
-        maps.sandboxes.set(slot, NOBODY, 0).map_err(map("SANDBOXES"))?;
-        maps.clear(slot)
+        let place = sandbox_place(ifindex);
+        if maps.sandboxes.get(&place, 0).map_err(map("SANDBOXES"))?.ifindex == ifindex {
+            maps.sandboxes.set(place, NOBODY, 0).map_err(map("SANDBOXES"))?;
+        }
+        match maps.displaced.remove(&ifindex) {
+            Ok(()) => Ok(()),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(map("DISPLACED")(error)),
+        }
     }
 
-    /// Who is in a slot.
+    /// Forgets what was counted in a slot.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn occupant(&self, slot: u32) -> Result<Option<Sandbox>, KernelError> {
-        let sandbox = self.lock().sandboxes.get(&slot, 0).map_err(map("SANDBOXES"))?;
-        Ok((sandbox.tenant != 0).then_some(sandbox))
+    pub fn clear(&self, slot: u32) -> Result<(), KernelError> {
+        self.lock().clear(slot)
     }
 
-    /// All occupied slots, and all interfaces that lead to one.
+    /// Who is on an interface.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn survey(&self) -> Result<(Vec<(u32, Sandbox)>, Vec<(u32, u32)>), KernelError> {
+    pub fn on_interface(&self, ifindex: u32) -> Result<Option<Sandbox>, KernelError> {
         let maps = self.lock();
-        let mut occupied = Vec::new();
-        for slot in 0..MAX_SANDBOXES {
-            let sandbox = maps.sandboxes.get(&slot, 0).map_err(map("SANDBOXES"))?;
+        let place = maps.sandboxes.get(&sandbox_place(ifindex), 0).map_err(map("SANDBOXES"))?;
+        if place.tenant != 0 && place.ifindex == ifindex {
+            return Ok(Some(place));
+        }
+        match maps.displaced.get(&ifindex, 0) {
+            Ok(sandbox) => Ok(Some(sandbox)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(map("DISPLACED")(error)),
+        }
+    }
+
+    /// Everybody the kernel knows.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn all(&self) -> Result<Vec<Sandbox>, KernelError> {
+        let maps = self.lock();
+        let mut all = Vec::new();
+        for place in 0..MAX_SANDBOXES {
+            let sandbox = maps.sandboxes.get(&place, 0).map_err(map("SANDBOXES"))?;
             if sandbox.tenant != 0 {
-                occupied.push((slot, sandbox));
+                all.push(sandbox);
             }
         }
-        let interfaces: Result<Vec<_>, _> = maps.interfaces.iter().collect();
-        Ok((occupied, interfaces.map_err(map("INTERFACES"))?))
+        for entry in maps.displaced.iter() {
+            all.push(entry.map_err(map("DISPLACED"))?.1);
+        }
+        Ok(all)
     }
 
     /// What the sandbox in `slot` did.
@@ -160,4 +175,12 @@ fn array<T: aya::Pod>(
     name: &'static str,
 ) -> Result<Array<MapData, T>, KernelError> {
     Array::try_from(Map::Array(take(name)?)).map_err(map(name))
+}
+
+fn is_missing(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
 }

@@ -1,0 +1,104 @@
+//! The stage: two sandboxes, a host with the daemon, an internet with servers.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use filter_tests::{Capture, Daemon, Sandbox, Server, Service, Topology};
+use serde_json::{Value, json};
+
+use super::paint::{Style, say, title};
+
+/// How long the demo waits for anything.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Servers, inside and outside of what the policies name.
+pub const SHOP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+pub const MIRROR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
+pub const TRACKER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+pub const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const SHOP_V6: &str = "2001:db8:113::10";
+
+/// Ports of the services, on every address of the internet.
+pub const ECHO: u16 = 9000;
+pub const STREAM: u16 = 9001;
+pub const UDP: u16 = 9002;
+pub const HTTP: u16 = 80;
+
+pub const ALPHA: &str = "alpha";
+pub const BETA: &str = "beta";
+
+/// What each transfer sends in a second.
+const PACE: u64 = 10_000_000;
+
+pub struct Stage {
+    // Dropped in this order: the daemon before the ground that it stands on.
+    pub daemon: Daemon,
+    pub alpha: Sandbox,
+    pub beta: Sandbox,
+    pub echo: Server,
+    _others: Vec<Server>,
+    /// What reaches the internet, and what reaches `beta`.
+    pub internet: Capture,
+    pub neighbour: Capture,
+    /// A service of the host itself, which no sandbox may reach.
+    pub host_service: Server,
+    _topology: Topology,
+}
+
+impl Stage {
+    pub fn build(binary: &Path) -> Result<Self> {
+        title(
+            "The stage: two sandboxes, a host with the filter, an internet. No packet leaves this machine.",
+        );
+        // The metadata service is there, so that not reaching it means something.
+        let topology = Topology::builder().owns(IpAddr::from(METADATA).into()).build()?;
+        let (alpha, beta) = (topology.sandbox(1)?, topology.sandbox(2)?);
+        let daemon = Daemon::on(&topology)
+            .binary(binary)
+            // The acts follow each other fast; a UDP flow of one must not count in the next.
+            .config("[timeouts]\nudp = \"2s\"\nicmp = \"2s\"")
+            .start()
+            .context("cannot start the daemon")?;
+        let stage = Self {
+            daemon,
+            echo: topology.serve(Service::TcpEcho, ECHO)?,
+            _others: vec![
+                topology.serve(Service::TcpStream { bytes_per_second: Some(PACE) }, STREAM)?,
+                topology.serve(Service::UdpEcho, UDP)?,
+                topology.serve(Service::Http, HTTP)?,
+                // So that `beta` would answer, if it could be reached.
+                Server::start(&beta, Service::TcpEcho, ECHO)?,
+            ],
+            internet: topology.capture()?,
+            neighbour: Capture::start(&beta, Sandbox::INTERFACE)?,
+            host_service: Server::start(topology.host(), Service::TcpEcho, ECHO)?,
+            alpha,
+            beta,
+            _topology: topology,
+        };
+        for (id, sandbox, policy) in
+            [(ALPHA, &stage.alpha, alpha_policy()), (BETA, &stage.beta, beta_policy())]
+        {
+            stage.daemon.attach(id, sandbox, &policy)?;
+            say(Style::Plain, &format!("  {id:<6} {:<11} {policy}", sandbox.v4().to_string()));
+        }
+        Ok(stage)
+    }
+
+    pub fn sandboxes(&self) -> [(&'static str, &Sandbox); 2] {
+        [(ALPHA, &self.alpha), (BETA, &self.beta)]
+    }
+}
+
+/// Only the servers of 203.0.113.0/24.
+pub fn alpha_policy() -> Value {
+    json!({ "allowOut": ["203.0.113.0/24"], "denyOut": ["0.0.0.0/0"] })
+}
+
+/// Everything but 198.51.100.0/24.
+fn beta_policy() -> Value {
+    json!({ "denyOut": ["198.51.100.0/24"] })
+}
