@@ -33,8 +33,10 @@ pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
         }
         if id == ALPHA {
             let number = |name| connections.get(name).and_then(Value::as_u64);
-            findings
-                .expect(number("peak") == Some(2500), format!("the peak of alpha is {:?}", number("peak")));
+            findings.expect(
+                number("peak") == Some(2500),
+                format!("the peak of alpha is {}", connections["peak"]),
+            );
             findings.expect(number("refused") > Some(0), "no refused connection of alpha was counted");
         }
     }

@@ -52,13 +52,15 @@ enum Outcome {
     Odd(String),
 }
 
-const CELL: usize = 31;
+/// Widths of the columns.
+const NAME: usize = 32;
+const CELL: usize = 29;
 
 pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
     title("1. What they may reach, what they saw, and how many packets arrived there");
-    line(&[(Style::Faint, format!("  {:<29}{ALPHA:<CELL$} pkts   {BETA:<CELL$} pkts", ""))]);
+    line(&[(Style::Faint, format!("  {:<NAME$}{ALPHA:<CELL$} pkts   {BETA:<CELL$} pkts", ""))]);
     for row in rows()? {
-        let mut parts = vec![(Style::Plain, format!("  {:<29}", row.name(&stage.alpha)))];
+        let mut parts = vec![(Style::Plain, format!("  {:<NAME$}", row.name()))];
         for ((id, sandbox), allowed) in stage.sandboxes().into_iter().zip(row.allowed) {
             // A sandbox is no neighbour of itself.
             if matches!(row.to, Target::Neighbour) && id == BETA {
@@ -68,7 +70,7 @@ pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
             let (style, text) = seen.shown(allowed);
             findings.expect(
                 seen.is_right(allowed),
-                format!("{id}, {}: {text}, {} packets arrived", row.name(sandbox), seen.arrived),
+                format!("{id}, {}: {text}, {} packets arrived", row.name(), seen.arrived),
             );
             parts.push((style, format!("{text:<CELL$}")));
             parts.push((Style::Faint, format!("{:>5}   ", seen.arrived)));
@@ -109,7 +111,7 @@ fn rows() -> Result<Vec<Row>> {
 }
 
 impl Row {
-    fn name(&self, from: &Sandbox) -> String {
+    fn name(&self) -> String {
         let probe = match self.probe {
             Probe::Tcp(_) => "TCP",
             Probe::Udp(_) => "UDP",
@@ -118,9 +120,9 @@ impl Row {
         };
         match self.to {
             Target::Internet(address) => format!("{probe:<5}{address}"),
-            Target::Metadata => format!("{probe:<5}{METADATA} metadata"),
-            Target::Host => format!("{probe:<5}{} the host", from.gateway_v4()),
-            Target::Neighbour => format!("{probe:<5}another sandbox"),
+            Target::Metadata => format!("{probe:<5}metadata ({METADATA})"),
+            Target::Host => format!("{probe:<5}the host, its gateway"),
+            Target::Neighbour => format!("{probe:<5}another sandbox (beta)"),
         }
     }
 
