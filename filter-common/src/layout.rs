@@ -16,6 +16,13 @@ pub const ABI: u32 = 1;
 pub const MAX_SANDBOXES: u32 = 16_384;
 /// Distinct policies that can be in force or in preparation at once.
 pub const MAX_POLICIES: u32 = 32_768;
+/// Parts that a map of flows is divided into, so that going through one keeps a CPU for some
+/// microseconds only. A power of two.
+pub const FLOW_SHARDS: u32 = 64;
+/// Egress connections that a shard has room for.
+pub const EGRESS_SHARD: u32 = 4096;
+/// Inbound connections that a shard has room for.
+pub const INBOUND_SHARD: u32 = 1024;
 /// Addresses that one sandbox can have.
 pub const MAX_ADDRS: usize = 8;
 /// Counter places a sandbox: one for each reason, with room for the list to grow.
@@ -96,6 +103,17 @@ impl FlowKey {
         Some(Self { local, remote, tenant, ports, protocol: ends.protocol as u32 })
     }
 
+    /// Which shard of the flow maps it belongs to.
+    #[inline(always)]
+    pub const fn shard(&self) -> u32 {
+        const { assert!(FLOW_SHARDS.is_power_of_two()) };
+        // Fibonacci hashing: the top bits of the product depend on all bits of what varies most.
+        const GOLDEN: u32 = 0x9e37_79b9;
+        let ports = (self.ports[0] as u32) << 16 | self.ports[1] as u32;
+        let mixed = (ports ^ self.remote.v4_word() ^ self.tenant).wrapping_mul(GOLDEN);
+        mixed >> (32 - FLOW_SHARDS.trailing_zeros())
+    }
+
     /// The sandbox's address.
     #[inline(always)]
     pub const fn local(&self) -> Addr {
@@ -142,12 +160,10 @@ pub struct bpf_timer {
     pub opaque: [u64; 2],
 }
 
-/// A connection that is being followed.
+/// A connection that is being followed. Nothing in it is the kernel's own, so userspace may read it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
-    /// Ends the connection when it has been idle for too long.
-    pub timer: bpf_timer,
     /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub opened: u64,
     /// When its last packet was seen, in ticks of the kernel's timer.
@@ -174,7 +190,20 @@ pub struct Flow {
     /// Always 0.
     pub zero: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 88);
+const _: () = assert!(size_of::<Flow>() == 72);
+
+/// The one timer, and where it has got to: it ends idle connections, a shard of the flow maps at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Expiry {
+    /// The kernel's own.
+    pub timer: bpf_timer,
+    /// How many shards it has been through.
+    pub cursor: u32,
+    /// 1 once the timer runs.
+    pub running: u32,
+}
+const _: () = assert!(size_of::<Expiry>() == 24);
 
 /// What stays of a TCP connection behind its end, for the last acknowledgements.
 #[repr(C)]
@@ -397,15 +426,20 @@ pub mod sweep {
     pub const REJUDGE: u32 = 1;
     /// Forget all connections of a sandbox.
     pub const FORGET: u32 = 2;
+    /// End idle connections, whosesoever they are.
+    pub const EXPIRE: u32 = 3;
+    /// Start the timer that does that by itself.
+    pub const START: u32 = 4;
     /// Return value: all done.
     pub const DONE: u32 = 0;
-    /// Return value: the ring of cuts is full; empty it and ask again.
+    /// Return value: the ring of cuts is full, or the kernel has no memory for the timer just now; ask
+    /// again.
     pub const AGAIN: u32 = 1;
 }
 
 #[cfg(feature = "aya")]
 mod pod {
-    use super::{Budget, Closed, Counters, Flow, FlowKey, Policy, Sandbox, Throttle};
+    use super::{Budget, Closed, Counters, Expiry, Flow, FlowKey, Policy, Sandbox, Throttle};
 
     macro_rules! pod {
         ($($name:ty),+) => {$(
@@ -413,7 +447,7 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    pod!(FlowKey, Flow, Closed, Sandbox, Policy, Budget, Counters, Throttle);
+    pod!(FlowKey, Flow, Closed, Expiry, Sandbox, Policy, Budget, Counters, Throttle);
 }
 
 #[cfg(test)]

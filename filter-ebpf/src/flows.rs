@@ -1,35 +1,43 @@
 //! The connections that are being followed: those that the sandbox began, and those that began with it.
 //!
 //! The map of egress connections *is* the count: a place in the budget is taken before an entry is made
-//! and given back by whoever succeeds in removing it. Two CPUs, a timer and a sweep may all want to end
+//! and given back by whoever succeeds in removing it. Two CPUs, the timer and a sweep may all want to end
 //! the same connection; the map lets only one of them.
-
-use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::HashMap,
-    helpers::{bpf_ktime_get_ns, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start},
+    btf_maps::{ArrayOfMaps, HashMap},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use filter_common::ip::{Kind, Packet, protocol};
-use filter_common::layout::{Flow, FlowKey, bpf_timer, event_kind};
+use filter_common::layout::{EGRESS_SHARD, FLOW_SHARDS, Flow, FlowKey, INBOUND_SHARD, event_kind};
 use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
 
 use crate::control::{ticks, timeout, to_nanoseconds};
 use crate::{atomic, budget, closed, events};
 
-type Flows<const ENTRIES: usize> = HashMap<FlowKey, Flow, ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
-
 /// Not LRU: evicting an entry would corrupt the count.
-#[btf_map]
-pub static EGRESS: Flows<524_288> = HashMap::new();
+pub type Shard<const ENTRIES: usize> = HashMap<FlowKey, Flow, ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
 
 #[btf_map]
-pub static INBOUND: Flows<131_072> = HashMap::new();
+static EGRESS: ArrayOfMaps<Shard<{ EGRESS_SHARD as usize }>, { FLOW_SHARDS as usize }> = ArrayOfMaps::new();
 
-const CLOCK_MONOTONIC: u64 = 1;
+#[btf_map]
+static INBOUND: ArrayOfMaps<Shard<{ INBOUND_SHARD as usize }>, { FLOW_SHARDS as usize }> = ArrayOfMaps::new();
+
+/// A part of the egress connections.
+#[inline(always)]
+pub fn egress_shard(index: u32) -> Option<&'static Shard<{ EGRESS_SHARD as usize }>> {
+    EGRESS.get(index)
+}
+
+/// A part of the inbound connections.
+#[inline(always)]
+pub fn inbound_shard(index: u32) -> Option<&'static Shard<{ INBOUND_SHARD as usize }>> {
+    INBOUND.get(index)
+}
 
 /// Who began a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,10 +68,31 @@ pub struct Tracked<'a> {
 #[inline(always)]
 pub fn find(key: &FlowKey, direction: Direction) -> Option<Tracked<'_>> {
     let flow = match direction {
-        Direction::Egress => EGRESS.get_ptr_mut(key),
-        Direction::Inbound => INBOUND.get_ptr_mut(key),
+        Direction::Egress => egress_shard(key.shard())?.get_ptr_mut(key),
+        Direction::Inbound => inbound_shard(key.shard())?.get_ptr_mut(key),
     }?;
     Some(Tracked { key, flow, direction })
+}
+
+/// Removes an entry. `false` if there is none.
+#[inline(always)]
+fn remove(key: &FlowKey, direction: Direction) -> bool {
+    match direction {
+        Direction::Egress => egress_shard(key.shard()).is_some_and(|shard| shard.remove(key).is_ok()),
+        Direction::Inbound => inbound_shard(key.shard()).is_some_and(|shard| shard.remove(key).is_ok()),
+    }
+}
+
+/// Makes an entry. `false` if there is no room, or one already.
+#[inline(always)]
+fn insert(key: &FlowKey, direction: Direction, flow: &Flow) -> bool {
+    const NEW: u64 = BPF_NOEXIST as u64;
+    match direction {
+        Direction::Egress => egress_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok()),
+        Direction::Inbound => {
+            inbound_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
+        }
+    }
 }
 
 impl Tracked<'_> {
@@ -144,8 +173,6 @@ impl Tracked<'_> {
             if bits & state::FIN_BOTH == state::FIN_BOTH {
                 closed::remember(self.key);
                 self.end();
-            } else if added & state::FIN_BOTH != 0 {
-                arm(flow, timeout::closing());
             }
         }
     }
@@ -178,13 +205,7 @@ unsafe fn end(key: *const FlowKey, flow: *mut Flow, direction: Direction) -> boo
     // SAFETY: the caller's promise.
     let told = unsafe { events::connection(event_kind::CLOSE, key, flow, reason, inbound) };
     // SAFETY: the caller's promise.
-    let removed = unsafe {
-        match direction {
-            Direction::Egress => EGRESS.remove(&*key),
-            Direction::Inbound => INBOUND.remove(&*key),
-        }
-    };
-    if removed.is_err() {
+    if !remove(unsafe { &*key }, direction) {
         told.discard();
         return false;
     }
@@ -230,29 +251,12 @@ pub unsafe fn forget(key: *const FlowKey, flow: *mut Flow, direction: Direction)
 /// `capacity` if there is no room for it.
 #[inline(always)]
 pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Result<(), Reason> {
-    let inserted = match direction {
-        Direction::Egress => EGRESS.insert(key, flow, u64::from(BPF_NOEXIST)),
-        Direction::Inbound => INBOUND.insert(key, flow, u64::from(BPF_NOEXIST)),
-    };
-    let tracked = find(key, direction);
-    if inserted.is_err() {
+    if !insert(key, direction, flow) {
         if matches!(direction, Direction::Egress) {
             budget::give_back(slot);
         }
-        // Either the map is full, or another CPU was quicker with the same connection.
-        return if tracked.is_some() { Ok(()) } else { Err(Reason::Capacity) };
-    }
-    let Some(tracked) = tracked else { return Ok(()) };
-    // SAFETY: the entry was just looked up.
-    if !unsafe { start_timer(tracked.flow, direction, timeout::of(key.protocol(), 0)) } {
-        let removed = match direction {
-            Direction::Egress => EGRESS.remove(key),
-            Direction::Inbound => INBOUND.remove(key),
-        };
-        if removed.is_ok() && matches!(direction, Direction::Egress) {
-            budget::give_back(slot);
-        }
-        return Err(Reason::Capacity);
+        // Either there is no room, or another CPU was quicker with the same connection.
+        return if find(key, direction).is_some() { Ok(()) } else { Err(Reason::Capacity) };
     }
     let (reason, inbound) = match direction {
         Direction::Egress => (decide::reason_of(RuleWord::from_bits(flow.rule)), false),
@@ -267,7 +271,6 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
 #[inline(always)]
 pub fn fresh(slot: u32, packet: &Packet, macs: [u32; 3], rule: RuleWord, generation: u32) -> Flow {
     Flow {
-        timer: bpf_timer { opaque: [0; 2] },
         // SAFETY: the helper has no preconditions.
         opened: unsafe { bpf_ktime_get_ns() },
         last_seen: ticks(),
@@ -284,63 +287,17 @@ pub fn fresh(slot: u32, packet: &Packet, macs: [u32; 3], rule: RuleWord, generat
     }
 }
 
-/// # Safety
-/// `flow` must point to an entry of the map of `direction`.
-#[inline(always)]
-unsafe fn start_timer(flow: *mut Flow, direction: Direction, nanoseconds: u64) -> bool {
-    // SAFETY: the caller's promise; the callbacks have the signature that the kernel calls.
-    unsafe {
-        let timer = (&raw mut (*flow).timer).cast();
-        let (map, callback) = match direction {
-            Direction::Egress => {
-                ((&raw const EGRESS).cast_mut().cast::<c_void>(), egress_idle as *mut c_void)
-            }
-            Direction::Inbound => {
-                ((&raw const INBOUND).cast_mut().cast::<c_void>(), inbound_idle as *mut c_void)
-            }
-        };
-        bpf_timer_init(timer, map, CLOCK_MONOTONIC) == 0
-            && bpf_timer_set_callback(timer, callback) == 0
-            && bpf_timer_start(timer, nanoseconds, 0) == 0
-    }
-}
-
-/// # Safety
-/// `flow` must point to an entry whose timer has been started before.
-#[inline(always)]
-unsafe fn arm(flow: *mut Flow, nanoseconds: u64) {
-    // SAFETY: the caller's promise. A timer that cannot be moved fires when it was going to.
-    unsafe { bpf_timer_start((&raw mut (*flow).timer).cast(), nanoseconds, 0) };
-}
-
-#[inline(never)]
-unsafe extern "C" fn egress_idle(_map: *mut c_void, key: *mut FlowKey, flow: *mut Flow) -> i64 {
-    // SAFETY: the kernel calls this with an entry of the map that the timer was started for.
-    unsafe { idle(key, flow, Direction::Egress) }
-}
-
-#[inline(never)]
-unsafe extern "C" fn inbound_idle(_map: *mut c_void, key: *mut FlowKey, flow: *mut Flow) -> i64 {
-    // SAFETY: as above.
-    unsafe { idle(key, flow, Direction::Inbound) }
-}
-
-/// The timer is set once, for the first timeout, and not moved by every packet: when it fires it looks how
-/// long the connection has really been idle.
+/// Ends a connection that has been idle for longer than it may.
 ///
 /// # Safety
 /// `key` and `flow` must belong to an entry of the map of `direction`.
 #[inline(always)]
-unsafe fn idle(key: *mut FlowKey, flow: *mut Flow, direction: Direction) -> i64 {
+pub unsafe fn expire(key: *const FlowKey, flow: *mut Flow, direction: Direction) {
     // SAFETY: the caller's promise.
     unsafe {
         let limit = timeout::of((*key).protocol(), (*flow).state);
-        let idle = to_nanoseconds(ticks().saturating_sub((*flow).last_seen));
-        if idle < limit {
-            arm(flow, limit - idle);
-        } else {
+        if to_nanoseconds(ticks().saturating_sub((*flow).last_seen)) >= limit {
             end(key, flow, direction);
         }
     }
-    0
 }

@@ -18,6 +18,7 @@ mod closed;
 mod control;
 mod counters;
 mod events;
+mod expiry;
 mod flows;
 mod inject;
 mod policy;

@@ -1,7 +1,8 @@
-//! Goes through all connections of one sandbox, after an update or when it is detached.
+//! Goes through the connections of one shard: after an update, when a sandbox is detached, and time and
+//! again to end those that are idle.
 //!
-//! Userspace runs this program itself and waits a grace period first, so that every connection that was
-//! begun under the old policy is in the map already.
+//! After an update userspace waits a grace period first, so that every connection that was begun under the
+//! old policy is in the map already.
 
 use core::ffi::c_void;
 
@@ -9,9 +10,9 @@ use aya_ebpf::{helpers::bpf_for_each_map_elem, programs::TcContext};
 use filter_common::decide;
 use filter_common::layout::{Flow, FlowKey, PolicyWord, sweep};
 
-use crate::flows::{self, Direction, EGRESS, INBOUND};
+use crate::flows::{self, Direction};
 use crate::skb::Skb;
-use crate::{events, policy};
+use crate::{events, expiry, policy};
 
 /// What the callbacks share.
 #[repr(C)]
@@ -23,32 +24,53 @@ struct Sweep {
     zero: u32,
 }
 
+type Visit = unsafe extern "C" fn(*mut c_void, *mut FlowKey, *mut Flow, *mut Sweep) -> i64;
+
+/// Control fields: the task, the shard, the sandbox's number, its slot, its interface.
 pub fn run(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    let (task, tenant, slot, ifindex) = (skb.control(0), skb.control(1), skb.control(2), skb.control(3));
+    let (task, shard, tenant) = (skb.control(0), skb.control(1), skb.control(2));
+    let (slot, ifindex) = (skb.control(3), skb.control(4));
     let mut shared =
         Sweep { policy: policy::in_force(slot), tenant, ifindex, result: sweep::DONE, zero: 0 };
-    let shared_ptr = (&raw mut shared).cast::<c_void>();
-    // SAFETY: the callbacks have the signature that the kernel calls, and `shared` outlives the calls.
-    unsafe {
-        if task == sweep::REJUDGE {
-            bpf_for_each_map_elem((&raw const EGRESS).cast_mut().cast(), rejudge as *mut c_void, shared_ptr, 0);
-        } else if task == sweep::FORGET {
-            bpf_for_each_map_elem(
-                (&raw const EGRESS).cast_mut().cast(),
-                forget_egress as *mut c_void,
-                shared_ptr,
-                0,
-            );
-            bpf_for_each_map_elem(
-                (&raw const INBOUND).cast_mut().cast(),
-                forget_inbound as *mut c_void,
-                shared_ptr,
-                0,
-            );
+    match task {
+        sweep::REJUDGE => visit_egress(shard, rejudge, &mut shared),
+        sweep::FORGET => {
+            visit_egress(shard, forget_egress, &mut shared);
+            visit_inbound(shard, forget_inbound, &mut shared);
         }
+        sweep::EXPIRE => expire(shard),
+        sweep::START => return if expiry::start() { sweep::DONE as i32 } else { sweep::AGAIN as i32 },
+        _ => {}
     }
     shared.result as i32
+}
+
+/// Ends the idle connections of a shard.
+#[inline(always)]
+pub fn expire(shard: u32) {
+    let mut nothing =
+        Sweep { policy: PolicyWord::default(), tenant: 0, ifindex: 0, result: sweep::DONE, zero: 0 };
+    visit_egress(shard, expire_egress, &mut nothing);
+    visit_inbound(shard, expire_inbound, &mut nothing);
+}
+
+#[inline(always)]
+fn visit_egress(shard: u32, visit: Visit, shared: &mut Sweep) {
+    if let Some(shard) = flows::egress_shard(shard) {
+        let map = core::ptr::from_ref(shard).cast_mut().cast();
+        // SAFETY: the callback has the signature that the kernel calls, and `shared` outlives the call.
+        unsafe { bpf_for_each_map_elem(map, visit as *mut c_void, (&raw mut *shared).cast(), 0) };
+    }
+}
+
+#[inline(always)]
+fn visit_inbound(shard: u32, visit: Visit, shared: &mut Sweep) {
+    if let Some(shard) = flows::inbound_shard(shard) {
+        let map = core::ptr::from_ref(shard).cast_mut().cast();
+        // SAFETY: as above.
+        unsafe { bpf_for_each_map_elem(map, visit as *mut c_void, (&raw mut *shared).cast(), 0) };
+    }
 }
 
 const GO_ON: i64 = 0;
@@ -111,5 +133,29 @@ unsafe extern "C" fn forget_inbound(
             flows::forget(key, flow, Direction::Inbound);
         }
     }
+    GO_ON
+}
+
+#[inline(never)]
+unsafe extern "C" fn expire_egress(
+    _map: *mut c_void,
+    key: *mut FlowKey,
+    flow: *mut Flow,
+    _shared: *mut Sweep,
+) -> i64 {
+    // SAFETY: as above.
+    unsafe { flows::expire(key, flow, Direction::Egress) };
+    GO_ON
+}
+
+#[inline(never)]
+unsafe extern "C" fn expire_inbound(
+    _map: *mut c_void,
+    key: *mut FlowKey,
+    flow: *mut Flow,
+    _shared: *mut Sweep,
+) -> i64 {
+    // SAFETY: as above.
+    unsafe { flows::expire(key, flow, Direction::Inbound) };
     GO_ON
 }

@@ -15,6 +15,7 @@ pub mod policies;
 pub mod rings;
 pub mod run;
 pub mod sandboxes;
+mod shards;
 pub mod words;
 
 use std::io;

@@ -35,6 +35,7 @@ const PINNED: &[&str] = &[
     "CLOSED",
     "EGRESS",
     "INBOUND",
+    "EXPIRY",
     "EVENTS",
     "EVENTS_LOST",
     "CUTS",
@@ -127,6 +128,7 @@ impl Kernel {
         );
         let runner =
             Runner::new(take_program(&mut ebpf, "sweep")?, take_program(&mut ebpf, "inject")?, mark);
+        runner.start_expiry()?;
         Ok(Self { sandboxes, words, policies, links, runner, rings: Mutex::new(Some(rings)) })
     }
 }
@@ -157,6 +159,7 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
         }
     }
     let mut ebpf = loader.load(OBJECT)?;
+    super::shards::furnish(&mut ebpf)?;
     for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
         classifier(&mut ebpf, name)?.load().map_err(program(name))?;
     }

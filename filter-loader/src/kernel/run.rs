@@ -1,7 +1,9 @@
 //! Programs that run when we say so.
 
+use std::time::{Duration, Instant};
+
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use filter_common::layout::sweep;
+use filter_common::layout::{FLOW_SHARDS, sweep};
 
 use super::{KernelError, program};
 
@@ -35,13 +37,38 @@ impl Runner {
         Self { sweep, inject, mark }
     }
 
+    /// Starts the timer that ends idle connections; if it runs already, has it call this daemon's program.
+    ///
+    /// # Errors
+    /// If the kernel has no memory for it, for as long as one can wait.
+    pub(super) fn start_expiry(&self) -> Result<(), KernelError> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const STEP: Duration = Duration::from_millis(10);
+        let begun = Instant::now();
+        while self.sweep([sweep::START, 0, 0, 0, 0])? != sweep::DONE {
+            if begun.elapsed() > PATIENCE {
+                return Err(KernelError::System {
+                    what: "starting the timer that ends idle connections",
+                    source: std::io::ErrorKind::OutOfMemory.into(),
+                });
+            }
+            std::thread::sleep(STEP);
+        }
+        Ok(())
+    }
+
     /// Judges the connections of a sandbox again, under the policy in force. `false`: there was no more
     /// room in the ring of cuts, so empty it and call again.
     ///
     /// # Errors
     /// If the kernel refuses to run the program.
     pub fn rejudge(&self, tenant: u32, slot: u32, ifindex: u32) -> Result<bool, KernelError> {
-        self.sweep([sweep::REJUDGE, tenant, slot, ifindex, 0]).map(|result| result == sweep::DONE)
+        for shard in 0..FLOW_SHARDS {
+            if self.sweep([sweep::REJUDGE, shard, tenant, slot, ifindex])? != sweep::DONE {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Forgets all connections of a sandbox.
@@ -49,7 +76,10 @@ impl Runner {
     /// # Errors
     /// If the kernel refuses to run the program.
     pub fn forget(&self, tenant: u32, slot: u32) -> Result<(), KernelError> {
-        self.sweep([sweep::FORGET, tenant, slot, 0, 0]).map(drop)
+        for shard in 0..FLOW_SHARDS {
+            self.sweep([sweep::FORGET, shard, tenant, slot, 0])?;
+        }
+        Ok(())
     }
 
     /// Puts a frame onto an interface.
