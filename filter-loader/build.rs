@@ -3,11 +3,14 @@
 //! They are built by `cargo xtask build-ebpf`, not here: this script would have to build Rust's core
 //! library again for every profile and every tool that looks at the crate.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 fn main() {
-    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/filter.o");
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+    let target = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let object = target.join("bpf/filter.o");
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rerun-if-changed=build.rs");
     let Some(out) = env::var_os("OUT_DIR") else {

@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand};
 
 mod build_ebpf;
 mod demo;
+mod lint;
+mod test;
 mod tool;
 
 #[derive(Parser)]
@@ -21,6 +23,10 @@ struct Xtask {
 enum Command {
     /// Build the kernel programs into target/bpf/filter.o (installs the linker and rust-src where missing)
     BuildEbpf,
+    /// Run every test there is (needs root: asks sudo)
+    Test(test::Args),
+    /// Check formatting, lints, licences and sources of dependencies
+    Lint,
     /// Show the filter at work in network namespaces of its own, in half a minute (needs root: asks sudo)
     Demo(demo::Args),
 }
@@ -28,6 +34,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Xtask::parse().command {
         Command::BuildEbpf => build_ebpf::run().map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test::run(&args),
+        Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -1,0 +1,7 @@
+//! The kernel programs on real frames: every verdict with its counter, its event and its refusal.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test panics to fail")]
+
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+
+mod table;
