@@ -2,9 +2,9 @@
 #[path = "../tests/fixtures/mod.rs"]
 mod fixtures;
 
+use fixtures::Document;
 use fixtures::frames::{self, *};
 use fixtures::machine::{Direction, Machine};
-use fixtures::Document;
 
 fn main() {
     let mut machine = Machine::new();
@@ -18,10 +18,15 @@ fn main() {
             assert_eq!(machine.run(d, &f.bytes).action, -1);
         }
         for (name, d, f) in [
-            ("known TCP data segment", Direction::Out, frames::tcp(here(family), there(family), PSH_ACK, &[0; 1400])),
+            (
+                "known TCP data segment",
+                Direction::Out,
+                frames::tcp(here(family), there(family), PSH_ACK, &[0; 1400]),
+            ),
             ("pure ACK", Direction::Forwarded, frames::tcp(there(family), here(family), ACK, b"")),
         ] {
-            let ns: Vec<u128> = (0..3).map(|_| machine.repeat(d, &f.bytes, 1_000_000).duration.as_nanos()).collect();
+            let ns: Vec<u128> =
+                (0..3).map(|_| machine.repeat(d, &f.bytes, 1_000_000).duration.as_nanos()).collect();
             println!("{name} {family:?}: {ns:?}");
         }
     }

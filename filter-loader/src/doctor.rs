@@ -54,7 +54,14 @@ impl Finding {
 
 /// Looks at the host. Needs no daemon.
 pub fn of_host(config: &Config) -> Vec<Finding> {
-    vec![privilege(), kernel_version(), btf(), bpffs(&config.paths.bpffs_dir), pinned_maps(config), forwarding()]
+    vec![
+        privilege(),
+        kernel_version(),
+        btf(),
+        bpffs(&config.paths.bpffs_dir),
+        pinned_maps(config),
+        forwarding(),
+    ]
 }
 
 /// Looks at a running daemon from inside: what every sandbox should have, and has.
@@ -71,17 +78,32 @@ pub fn of_daemon(core: &Core) -> Result<Value, ControlError> {
             Finding::new(
                 check,
                 Status::Failed,
-                format!("{} is not filtered as asked for; restart the daemon, or detach and attach it", summary.iface),
+                format!(
+                    "{} is not filtered as asked for; restart the daemon, or detach and attach it",
+                    summary.iface
+                ),
             )
         } else if summary.addrs.is_empty() {
-            Finding::new(check, Status::Warning, "enforced, but its source addresses are not checked (--addr any)")
+            Finding::new(
+                check,
+                Status::Warning,
+                "enforced, but its source addresses are not checked (--addr any)",
+            )
         } else {
-            Finding::new(check, Status::Ok, format!("generation {} enforced on {}", summary.generation, summary.iface))
+            Finding::new(
+                check,
+                Status::Ok,
+                format!("generation {} enforced on {}", summary.generation, summary.iface),
+            )
         });
     }
     let lost = core.kernel.sandboxes.events_lost()?;
     if lost > 0 {
-        findings.push(Finding::new("events", Status::Warning, format!("{lost} were lost: the ring was full")));
+        findings.push(Finding::new(
+            "events",
+            Status::Warning,
+            format!("{lost} were lost: the ring was full"),
+        ));
     }
     Ok(json!(findings))
 }
@@ -115,7 +137,8 @@ fn kernel_version() -> Finding {
 }
 
 fn release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |text| text.trim().into())
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".into(), |text| text.trim().into())
 }
 
 fn btf() -> Finding {

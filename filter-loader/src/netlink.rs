@@ -1,4 +1,8 @@
 //! What the host knows of interfaces and addresses, and word of their changes.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel's messages have many more kinds and attributes than are looked for here"
+)]
 
 use std::collections::BTreeSet;
 use std::io;
@@ -185,7 +189,10 @@ fn host_route(route: &RouteMessage, ifindex: u32) -> Option<IpAddr> {
         RouteAttribute::Oif(oif) => *oif == ifindex,
         _ => false,
     });
-    if !leads_there || route.header.destination_prefix_length != host || route.header.kind != RouteType::Unicast {
+    if !leads_there
+        || route.header.destination_prefix_length != host
+        || route.header.kind != RouteType::Unicast
+    {
         return None;
     }
     route.attributes.iter().find_map(|attribute| match attribute {

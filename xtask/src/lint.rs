@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::tool::{self, output};
 
 /// Of cargo-deny.
-const DENY: &str = "0.19.0";
+const DENY: &str = "0.20.2";
 
 /// Checks everything; the first thing that is wrong ends it.
 pub fn run() -> Result<()> {
@@ -29,10 +29,12 @@ pub fn run() -> Result<()> {
         "the lines above say what to change",
     )?;
     tool::run(
-        Command::new("cargo")
-            .current_dir(tool::root())
-            .env("RUSTDOCFLAGS", "-D warnings")
-            .args(["doc", "--workspace", "--no-deps", "--quiet"]),
+        Command::new("cargo").current_dir(tool::root()).env("RUSTDOCFLAGS", "-D warnings").args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--quiet",
+        ]),
         "the lines above say what to change",
     )?;
     deny()
@@ -50,8 +52,8 @@ fn deny() -> Result<()> {
     }
     for directory in [tool::root().to_owned(), tool::root().join("filter-ebpf")] {
         let mut check = Command::new("cargo");
-        check.current_dir(&directory).args(["deny", "check", "--config"]).arg(tool::root().join("deny.toml"));
-        check.args(["bans", "licenses", "sources"]);
+        check.current_dir(&directory).args(["deny", "--config"]).arg(tool::root().join("deny.toml"));
+        check.args(["check", "bans", "licenses", "sources"]);
         tool::run(&mut check, "the lines above name the dependency")?;
     }
     Ok(())

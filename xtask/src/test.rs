@@ -19,10 +19,7 @@ const TIERS: &[Tier] = &[
         what: &["-p", "filter-common", "-p", "filter-policy", "-p", "xtask", "--all-targets"],
     },
     Tier { name: "loader", what: &["-p", "filter-loader", "--lib", "--bins"] },
-    Tier {
-        name: "packet fixtures, verifier, memory, layout",
-        what: &["-p", "filter-loader", "--test", "*"],
-    },
+    Tier { name: "packet fixtures, verifier, memory, layout", what: &["-p", "filter-loader", "--test", "*"] },
     Tier { name: "network namespaces and guests", what: &["-p", "filter-tests"] },
 ];
 
@@ -52,7 +49,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         command.envs(runner.clone());
         command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
         let passed = command.status()?.success();
-        eprintln!("== {}: {} in {:.0?}", tier.name, if passed { "passed" } else { "FAILED" }, begun.elapsed());
+        eprintln!(
+            "== {}: {} in {:.0?}",
+            tier.name,
+            if passed { "passed" } else { "FAILED" },
+            begun.elapsed()
+        );
         if !passed {
             failed.push(tier.name);
         }

@@ -20,8 +20,8 @@ use crate::error::ControlError;
 use crate::kernel::{Kernel, KernelError, Lease};
 use crate::netlink::{Link, Netlink};
 use crate::protocol::{
-    Addrs, AttachRequest, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats, Show, Stats,
-    Summary, UpdateRequest, counters,
+    Addrs, AttachRequest, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats, Show,
+    Stats, Summary, UpdateRequest, counters,
 };
 
 /// The daemon's knowledge and its hands.
@@ -267,11 +267,7 @@ impl Core {
         })
     }
 
-    fn activity(
-        &self,
-        sandbox: &Sandbox,
-        policy: &Policy,
-    ) -> Result<(Connections, Counters), ControlError> {
+    fn activity(&self, sandbox: &Sandbox, policy: &Policy) -> Result<(Connections, Counters), ControlError> {
         let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
         let connections = Connections {
             active: activity.budget.active,
@@ -291,11 +287,7 @@ impl Core {
     /// # Errors
     /// If the kernel's maps cannot be read.
     pub fn list(&self) -> Result<Vec<Summary>, ControlError> {
-        self.registry
-            .all()
-            .iter()
-            .map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox)?)))
-            .collect()
+        self.registry.all().iter().map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox)?))).collect()
     }
 
     /// What sandboxes did: all of them, or one.
@@ -319,7 +311,9 @@ impl Core {
     fn link(&self, iface: &str) -> Result<Link, ControlError> {
         let found = self.block_on(self.netlink.link(iface)).map_err(host)?;
         let link = found.ok_or_else(|| {
-            ControlError::failed(format!("there is no interface {iface} here; `ip link` shows those there are"))
+            ControlError::failed(format!(
+                "there is no interface {iface} here; `ip link` shows those there are"
+            ))
         })?;
         if !link.ethernet {
             return Err(ControlError::failed(format!(

@@ -21,7 +21,7 @@ pub fn start(core: Arc<Core>, mut ring: Ring<Cut>, stop: Arc<AtomicBool>) -> std
     std::thread::Builder::new().name("cut".into()).spawn(move || {
         while !stop.load(Ordering::Relaxed) {
             wait(&ring);
-            while let Some(cut) = ring.next() {
+            while let Some(cut) = ring.pop() {
                 reset(&core, &cut);
             }
         }

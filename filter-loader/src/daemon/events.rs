@@ -121,7 +121,7 @@ pub fn start(
 
 impl Writer {
     fn drain(&mut self, ring: &mut Ring<layout::Event>, last: bool) {
-        while let Some(event) = ring.next() {
+        while let Some(event) = ring.pop() {
             self.take(&event);
         }
         self.unfold(last);
@@ -222,10 +222,13 @@ fn line(event: &layout::Event, sandbox: &Sandbox) -> Option<Line> {
     let local_port = has_ports.then(|| u16::from_be(event.local_port));
     let remote_port = has_ports.then(|| u16::from_be(event.remote_port));
     let inbound = event.inbound != 0;
-    let (src, sport, dst, dport) =
-        if inbound { (remote, remote_port, local, local_port) } else { (local, local_port, remote, remote_port) };
-    let duration_ms = (event.kind == event_kind::CLOSE)
-        .then(|| event.at.saturating_sub(event.opened) / 1_000_000);
+    let (src, sport, dst, dport) = if inbound {
+        (remote, remote_port, local, local_port)
+    } else {
+        (local, local_port, remote, remote_port)
+    };
+    let duration_ms =
+        (event.kind == event_kind::CLOSE).then(|| event.at.saturating_sub(event.opened) / 1_000_000);
     Some(Line {
         ts: wall_time(event.at),
         schema: SCHEMA,

@@ -26,9 +26,9 @@ impl Core {
     /// If a sandbox's policy could not be replaced; the others have been.
     pub fn follow_host(&self) -> Result<(), ControlError> {
         let _one_at_a_time = self.guard_change.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = self
-            .block_on(present(&self.config, &self.netlink))
-            .map_err(|error| ControlError::failed(format!("the host does not say what its addresses are: {error}")))?;
+        let present = self.block_on(present(&self.config, &self.netlink)).map_err(|error| {
+            ControlError::failed(format!("the host does not say what its addresses are: {error}"))
+        })?;
         if present == *self.guard() {
             return Ok(());
         }

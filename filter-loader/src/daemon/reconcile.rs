@@ -18,9 +18,9 @@ impl Core {
     /// # Errors
     /// If that cannot be done; enforcement is then what it was.
     pub fn reconcile(&self) -> Result<(), ControlError> {
-        let links = self
-            .block_on(self.netlink.links())
-            .map_err(|error| ControlError::failed(format!("the host does not say what its interfaces are: {error}")))?;
+        let links = self.block_on(self.netlink.links()).map_err(|error| {
+            ControlError::failed(format!("the host does not say what its interfaces are: {error}"))
+        })?;
         let present: HashMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
         let mut kept = HashSet::new();
         let mut adopted = Vec::new();
@@ -95,9 +95,7 @@ impl Core {
                 tracing::info!(sandbox = %sandbox.id, "the policy in force is not the one asked for; replacing it");
                 let lease = self.lease(&in_force.policy)?;
                 in_force.generation = in_force.generation.wrapping_add(1).max(1);
-                self.kernel
-                    .words
-                    .store(sandbox.slot, PolicyWord::new(lease.slot(), in_force.generation));
+                self.kernel.words.store(sandbox.slot, PolicyWord::new(lease.slot(), in_force.generation));
                 in_force.lease = Some(lease);
                 drop(in_force);
                 self.kernel.policies.wait_grace_period()?;

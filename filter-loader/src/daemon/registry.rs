@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use filter_common::layout::MAX_SANDBOXES;
 use filter_policy::Policy;
 
-use crate::kernel::Lease;
 use crate::error::ControlError;
+use crate::kernel::Lease;
 use crate::protocol::{Mac, SandboxId};
 
 /// A sandbox, from attach to detach.
@@ -121,7 +121,9 @@ impl Registry {
             )));
         }
         let slot = (0..MAX_SANDBOXES).find(|slot| !inner.slots.contains(slot)).ok_or_else(|| {
-            ControlError::failed(format!("this host has {MAX_SANDBOXES} sandboxes, which is as many as it can"))
+            ControlError::failed(format!(
+                "this host has {MAX_SANDBOXES} sandboxes, which is as many as it can"
+            ))
         })?;
         let tenant = inner.number();
         inner.take(id, ifindex, addrs, slot);

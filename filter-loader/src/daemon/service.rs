@@ -60,11 +60,11 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     }
     let state = StateDir::open(&config.paths.state_dir)?;
     mount_bpffs(&config.paths.bpffs_dir)?;
-    let failed = |what: &'static str| {
-        move |error: std::io::Error| ControlError::failed(format!("{what}: {error}"))
-    };
+    let failed =
+        |what: &'static str| move |error: std::io::Error| ControlError::failed(format!("{what}: {error}"));
     let (netlink, changes) = Netlink::open().map_err(failed("cannot ask the kernel about interfaces"))?;
-    let guard = guard::present(&config, &netlink).await.map_err(failed("cannot read the host's addresses"))?;
+    let guard =
+        guard::present(&config, &netlink).await.map_err(failed("cannot read the host's addresses"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("cannot wait for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("cannot wait for signals"))?;
 

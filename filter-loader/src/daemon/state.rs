@@ -109,8 +109,7 @@ impl StateDir {
         let write = || -> io::Result<()> {
             let text = serde_json::to_vec(record)?;
             // A policy may hold secrets.
-            let mut file =
-                File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             file.write_all(&text)?;
             file.sync_data()?;
             fs::rename(&new, &path)

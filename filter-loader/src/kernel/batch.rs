@@ -41,8 +41,9 @@ pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> 
             flags: 0,
         };
         // SAFETY: the attribute is as the kernel defines it, and both slices outlive the call.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw const attr, size_of::<BatchAttr>()) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw const attr, size_of::<BatchAttr>())
+        };
         if result != 0 {
             return Err(io::Error::last_os_error());
         }

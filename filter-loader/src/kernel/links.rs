@@ -120,8 +120,8 @@ impl Links {
         let attach_error = program(way.program());
         let id = classifier.attach_with_options(iface, way.hook(), order).map_err(&attach_error)?;
         let link = classifier.take_link(id).map_err(&attach_error)?;
-        let link = FdLink::try_from(link)
-            .map_err(|source| KernelError::Link { path: path.clone(), source })?;
+        let link =
+            FdLink::try_from(link).map_err(|source| KernelError::Link { path: path.clone(), source })?;
         link.pin(&path)?;
         Ok(())
     }
@@ -155,7 +155,9 @@ impl Links {
             let hook = SchedClassifier::query_tcx(iface, way.hook());
             self.dir.join(key).join(way.program()).exists()
                 && hook.is_ok_and(|(_, programs)| {
-                    programs.iter().any(|info| info.name_as_str().is_some_and(|name| way.program().starts_with(name)))
+                    programs
+                        .iter()
+                        .any(|info| info.name_as_str().is_some_and(|name| way.program().starts_with(name)))
                 })
         })
     }
@@ -182,21 +184,15 @@ fn replace(path: &Path, classifier: &mut SchedClassifier) -> Result<(), KernelEr
 }
 
 fn clsact_link(iface: &str, way: Way) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(
-        iface,
-        way.hook(),
-        CLSACT_PRIORITY,
-        TcHandle::new(0, CLSACT_HANDLE),
-        None,
-    )
+    SchedClassifierLink::attached(iface, way.hook(), CLSACT_PRIORITY, TcHandle::new(0, CLSACT_HANDLE), None)
 }
 
 fn attach_clsact(iface: &str, way: Way, classifier: &mut SchedClassifier) -> Result<(), KernelError> {
     let attach_error = program(way.program());
     // Fails if it is there already; if it is not there after that, attaching says so.
     let _ = qdisc_add_clsact(iface);
-    let link =
-        clsact_link(iface, way).map_err(|source| KernelError::System { what: "looking up the interface", source })?;
+    let link = clsact_link(iface, way)
+        .map_err(|source| KernelError::System { what: "looking up the interface", source })?;
     let id = match classifier.attach_to_link(link) {
         Ok(id) => id,
         Err(_) => {
@@ -261,7 +257,5 @@ fn names_in(dir: &Path) -> Result<Vec<String>, KernelError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(pins(dir)(error)),
     };
-    entries
-        .map(|entry| Ok(entry.map_err(pins(dir))?.file_name().to_string_lossy().into_owned()))
-        .collect()
+    entries.map(|entry| Ok(entry.map_err(pins(dir))?.file_name().to_string_lossy().into_owned())).collect()
 }

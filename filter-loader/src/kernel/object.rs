@@ -126,8 +126,7 @@ impl Kernel {
             take_program(&mut ebpf, "from_sandbox")?,
             take_program(&mut ebpf, "to_sandbox")?,
         );
-        let runner =
-            Runner::new(take_program(&mut ebpf, "sweep")?, take_program(&mut ebpf, "inject")?, mark);
+        let runner = Runner::new(take_program(&mut ebpf, "sweep")?, take_program(&mut ebpf, "inject")?, mark);
         runner.start_expiry()?;
         Ok(Self { sandboxes, words, policies, links, runner, rings: Mutex::new(Some(rings)) })
     }
@@ -194,6 +193,7 @@ fn take_program(ebpf: &mut Ebpf, name: &'static str) -> Result<SchedClassifier, 
     SchedClassifier::from_program_info(info, name.into()).map_err(program(name))
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "the object has maps of the kinds named only")]
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
     let problem = |text| KernelError::System { what: name, source: std::io::Error::other(text) };
     match ebpf.take_map(name).ok_or_else(|| problem("no such map in the object"))? {
@@ -202,7 +202,6 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError>
         | Map::LruHashMap(data)
         | Map::RingBuf(data)
         | Map::ArrayOfMaps(data) => Ok(data),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the object has maps of the kinds above only")]
         _ => Err(problem("a map of a kind that is not expected here")),
     }
 }

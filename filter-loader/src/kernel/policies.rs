@@ -12,6 +12,9 @@ use filter_policy::{Compiled, Prefix};
 
 use super::{KernelError, batch, map};
 
+/// The map of all policies' tries.
+type Outer = ArrayOfMaps<MapData, LpmTrie<MapData, [u8; 16], u32>>;
+
 /// A trie, and its descriptor for what aya has no call for.
 struct Trie {
     map: LpmTrie<MapData, [u8; 16], u32>,
@@ -35,10 +38,8 @@ impl Trie {
     }
 
     fn fill(&self, entries: &[(Prefix, RuleWord)]) -> Result<(), KernelError> {
-        let keys: Vec<Key<[u8; 16]>> = entries
-            .iter()
-            .map(|(prefix, _)| Key::new(u32::from(prefix.len), prefix.addr.octets()))
-            .collect();
+        let keys: Vec<Key<[u8; 16]>> =
+            entries.iter().map(|(prefix, _)| Key::new(u32::from(prefix.len), prefix.addr.octets())).collect();
         let values: Vec<u32> = entries.iter().map(|(_, rule)| rule.bits()).collect();
         batch::update(self.fd.as_fd(), &keys, &values)
             .map_err(|source| KernelError::System { what: "filling a policy's trie", source })
@@ -264,7 +265,7 @@ impl Policies {
     }
 
     /// A handle of this call's own, so that calls wait for the kernel side by side and not one by one.
-    fn outer(&self) -> Result<ArrayOfMaps<MapData, LpmTrie<MapData, [u8; 16], u32>>, KernelError> {
+    fn outer(&self) -> Result<Outer, KernelError> {
         let fd = self.outer.fd().as_fd().try_clone_to_owned().map_err(system)?;
         let data = MapData::from_fd(fd).map_err(map("TRIES"))?;
         ArrayOfMaps::try_from(Map::ArrayOfMaps(data)).map_err(map("TRIES"))

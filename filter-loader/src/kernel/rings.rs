@@ -37,7 +37,7 @@ impl<T: Copy> Ring<T> {
     }
 
     /// The next entry.
-    pub fn next(&mut self) -> Option<T> {
+    pub fn pop(&mut self) -> Option<T> {
         let item = self.ring.next()?;
         let bytes: &[u8] = &item;
         if bytes.len() < size_of::<T>() {

@@ -180,7 +180,8 @@ fn array<T: aya::Pod>(
 fn is_missing(error: &MapError) -> bool {
     match error {
         MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => error.io_error.kind() == std::io::ErrorKind::NotFound,
-        _ => false,
+        other => {
+            matches!(other, MapError::SyscallError(error) if error.io_error.kind() == std::io::ErrorKind::NotFound)
+        }
     }
 }

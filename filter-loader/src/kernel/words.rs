@@ -33,7 +33,14 @@ impl Words {
         let length = NonZeroUsize::new(BYTES).ok_or(failed(nix::Error::EINVAL))?;
         // SAFETY: a new mapping at an address of the kernel's choice; it lives until `drop`.
         let memory = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, map.fd().as_fd(), 0)
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                map.fd().as_fd(),
+                0,
+            )
         }
         .map_err(failed)?;
         Ok(Self { memory })

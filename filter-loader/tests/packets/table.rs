@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::fixtures::Machine;
+use crate::fixtures::machine::Machine;
 use crate::fixtures::table::{Fixture, all, check};
 
 /// Rows are dealt out to a few tests, so that they run side by side.
