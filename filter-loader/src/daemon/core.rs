@@ -162,7 +162,7 @@ impl Core {
         let lease = self.lease(&policy)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
         if let Err(error) = self.state.save(&Record::of(sandbox, generation, &policy)) {
-            self.kernel.policies.release(lease)?;
+            self.kernel.policies.release(lease);
             return Err(error);
         }
         self.kernel.words.store(sandbox.slot, PolicyWord::new(lease.slot(), generation));
@@ -174,7 +174,7 @@ impl Core {
         self.kernel.policies.wait_grace_period()?;
         self.cut_revoked(sandbox)?;
         if let Some(old_lease) = old_lease {
-            self.kernel.policies.release(old_lease)?;
+            self.kernel.policies.release(old_lease);
         }
         Ok(())
     }
@@ -184,6 +184,10 @@ impl Core {
         /// How long the reader of the ring may take to make room.
         const PATIENCE: Duration = Duration::from_secs(1);
         const STEP: Duration = Duration::from_millis(1);
+        // Whatever was begun under the old policy is counted by now.
+        if self.kernel.sandboxes.activity(sandbox.slot)?.budget.active == 0 {
+            return Ok(());
+        }
         let mut waited = Duration::ZERO;
         while !self.kernel.runner.rejudge(sandbox.tenant, sandbox.slot, sandbox.ifindex)? {
             if waited >= PATIENCE {
@@ -228,7 +232,7 @@ impl Core {
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         self.kernel.sandboxes.clear(sandbox.slot)?;
         if let Some(lease) = in_force.lease.take() {
-            self.kernel.policies.release(lease)?;
+            self.kernel.policies.release(lease);
         }
         Ok(())
     }

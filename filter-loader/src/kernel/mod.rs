@@ -16,6 +16,7 @@ pub mod rings;
 pub mod run;
 pub mod sandboxes;
 mod shards;
+mod trie;
 pub mod words;
 
 use std::io;

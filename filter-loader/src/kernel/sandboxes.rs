@@ -178,10 +178,6 @@ fn array<T: aya::Pod>(
 }
 
 fn is_missing(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        other => {
-            matches!(other, MapError::SyscallError(error) if error.io_error.kind() == std::io::ErrorKind::NotFound)
-        }
-    }
+    let MapError::SyscallError(error) = error else { return matches!(error, MapError::KeyNotFound) };
+    error.io_error.kind() == std::io::ErrorKind::NotFound
 }
