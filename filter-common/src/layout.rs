@@ -23,6 +23,8 @@ pub const FLOW_SHARDS: u32 = 64;
 pub const EGRESS_SHARD: u32 = 4096;
 /// Inbound connections that a shard has room for.
 pub const INBOUND_SHARD: u32 = 1024;
+/// Inbound connections that one sandbox can have at once: an eighth of the room for all.
+pub const INBOUND_LIMIT: u32 = FLOW_SHARDS * INBOUND_SHARD / 8;
 /// Addresses that one sandbox can have.
 pub const MAX_ADDRS: usize = 8;
 /// Counter places a sandbox: one for each reason, with room for the list to grow.
@@ -312,6 +314,11 @@ pub struct Budget {
     pub peak: u32,
     /// How many were refused for want of budget.
     pub refused: u64,
+    /// Connections that began with it, open now. They cost no budget, but one sandbox's callers must not
+    /// take all the room there is for everybody's.
+    pub inbound: u32,
+    /// Always 0.
+    pub zero: u32,
 }
 
 /// Packets and bytes.

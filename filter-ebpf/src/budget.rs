@@ -2,7 +2,7 @@
 //! their way in.
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
-use filter_common::layout::{Budget, MAX_SANDBOXES};
+use filter_common::layout::{Budget, INBOUND_LIMIT, MAX_SANDBOXES};
 
 use crate::atomic;
 
@@ -19,21 +19,12 @@ pub fn take(slot: u32, limit: u32) -> bool {
     let Some(budget) = BUDGETS.get_ptr_mut(slot) else { return false };
     // SAFETY: the array's element lives as long as the map.
     unsafe {
-        let active = &raw mut (*budget).active;
-        let mut attempt = 0;
-        while attempt < ATTEMPTS {
-            let now = atomic::load(active);
-            if now >= limit {
-                break;
+        if let Some(taken) = count_up(&raw mut (*budget).active, limit) {
+            // Two CPUs at once may leave the lower of two peaks, never one that there was not.
+            if (*budget).peak < taken {
+                (*budget).peak = taken;
             }
-            if atomic::replace(active, now, now + 1) {
-                // Two CPUs at once may leave the lower of two peaks, never one that there was not.
-                if (*budget).peak <= now {
-                    (*budget).peak = now + 1;
-                }
-                return true;
-            }
-            attempt += 1;
+            return true;
         }
         atomic::add(&raw mut (*budget).refused, 1);
     }
@@ -47,4 +38,43 @@ pub fn give_back(slot: u32) {
         // SAFETY: as in `take`.
         unsafe { atomic::decrement(&raw mut (*budget).active) };
     }
+}
+
+/// As [`take`], for a connection that begins with the sandbox.
+#[inline(always)]
+pub fn take_inbound(slot: u32) -> bool {
+    let Some(budget) = BUDGETS.get_ptr_mut(slot) else { return false };
+    // SAFETY: as in `take`.
+    unsafe { count_up(&raw mut (*budget).inbound, INBOUND_LIMIT) }.is_some()
+}
+
+/// As [`give_back`], for a connection that began with the sandbox.
+#[inline(always)]
+pub fn give_back_inbound(slot: u32) {
+    if let Some(budget) = BUDGETS.get_ptr_mut(slot) {
+        // SAFETY: as in `take`.
+        unsafe { atomic::decrement(&raw mut (*budget).inbound) };
+    }
+}
+
+/// Adds one to `count` unless it has reached `limit`, and returns the sum.
+///
+/// # Safety
+/// `count` must be valid and aligned.
+#[inline(always)]
+unsafe fn count_up(count: *mut u32, limit: u32) -> Option<u32> {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        // SAFETY: the caller's promise.
+        let now = unsafe { atomic::load(count) };
+        if now >= limit {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        if unsafe { atomic::replace(count, now, now + 1) } {
+            return Some(now + 1);
+        }
+        attempt += 1;
+    }
+    None
 }

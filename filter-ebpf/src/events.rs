@@ -18,9 +18,9 @@ use crate::verdict::Subject;
 #[btf_map]
 static EVENTS: RingBuf<Event, { 4 << 20 }> = RingBuf::new();
 
-/// Events that found the ring full.
+/// How many events found the ring full, and how many of those userspace has told of.
 #[btf_map]
-static EVENTS_LOST: Array<u64, 1> = Array::new();
+static EVENTS_LOST: Array<u64, 2> = Array::new();
 
 /// Its reader is woken: connections are waiting to be told that they are over.
 #[btf_map]

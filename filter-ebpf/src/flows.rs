@@ -209,9 +209,7 @@ unsafe fn end(key: *const FlowKey, flow: *mut Flow, direction: Direction) -> boo
         told.discard();
         return false;
     }
-    if matches!(direction, Direction::Egress) {
-        budget::give_back(slot);
-    }
+    give_back(slot, direction);
     told.submit();
     true
 }
@@ -244,17 +242,23 @@ pub unsafe fn forget(key: *const FlowKey, flow: *mut Flow, direction: Direction)
     unsafe { end(key, flow, direction) };
 }
 
-/// Begins to follow a connection. For an egress connection the caller has taken a place in the budget;
-/// it is given back if there turns out to be no need for it.
+#[inline(always)]
+fn give_back(slot: u32, direction: Direction) {
+    match direction {
+        Direction::Egress => budget::give_back(slot),
+        Direction::Inbound => budget::give_back_inbound(slot),
+    }
+}
+
+/// Begins to follow a connection. The caller has taken a place for it; that is given back if there turns
+/// out to be no need for it.
 ///
 /// # Errors
 /// `capacity` if there is no room for it.
 #[inline(always)]
 pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Result<(), Reason> {
     if !insert(key, direction, flow) {
-        if matches!(direction, Direction::Egress) {
-            budget::give_back(slot);
-        }
+        give_back(slot, direction);
         // Either there is no room, or another CPU was quicker with the same connection.
         return if find(key, direction).is_some() { Ok(()) } else { Err(Reason::Capacity) };
     }

@@ -202,6 +202,9 @@ fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resul
 #[inline(never)]
 fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
     let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
+    if !budget::take_inbound(slot) {
+        return Err(Reason::Capacity);
+    }
     let macs = swap_macs(subject.macs);
     let mut flow = flows::fresh(slot, packet, macs, RuleWord::UNMATCHED, subject.policy.generation());
     flow.bytes_in = u64::from(bytes);

@@ -1,6 +1,7 @@
 //! Interfaces, addresses and routes of a namespace, as `ip` would set them.
 
 use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
@@ -64,6 +65,25 @@ impl Links {
     /// Gives an interface its hardware address.
     pub async fn mac(&self, name: &str, mac: Mac) -> Result<()> {
         self.set(name, LinkUnspec::new_with_index(index(name)?).address(mac.to_vec())).await
+    }
+
+    /// Sets the largest packet that an interface takes.
+    pub async fn mtu(&self, name: &str, mtu: u32) -> Result<()> {
+        self.set(name, LinkUnspec::new_with_index(index(name)?).mtu(mtu)).await
+    }
+
+    /// Forgets the hardware addresses of all neighbours.
+    pub async fn flush_neighbours(&self) -> Result<()> {
+        let mut neighbours = self.0.neighbours().get().execute();
+        let mut known = Vec::new();
+        while let Some(neighbour) = neighbours.try_next().await.context("cannot list the neighbours")? {
+            known.push(neighbour);
+        }
+        for neighbour in known {
+            // One that has gone by itself meanwhile, or that the kernel keeps for itself, is none to forget.
+            let _ = self.0.neighbours().del(neighbour).execute().await;
+        }
+        Ok(())
     }
 
     /// Switches an interface on.

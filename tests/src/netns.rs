@@ -114,6 +114,16 @@ impl Netns {
         netlink::with(self, async |links| links.address(interface, address).await)
     }
 
+    /// Sets the largest packet that an interface takes.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> Result<()> {
+        netlink::with(self, async |links| links.mtu(interface, mtu).await)
+    }
+
+    /// Forgets the hardware addresses of all neighbours.
+    pub fn flush_neighbours(&self) -> Result<()> {
+        netlink::with(self, async |links| links.flush_neighbours().await)
+    }
+
     /// The names of the interfaces here.
     pub fn links(&self) -> Result<Vec<String>> {
         self.run(|| {

@@ -70,6 +70,22 @@ pub fn packet_socket(index: u32, protocol: u16) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// Has a packet socket put a `virtio_net_hdr` in front of each frame: it says whose the checksum is to finish.
+pub fn want_vnet_header(socket: &OwnedFd) -> io::Result<()> {
+    let wanted: c_int = 1;
+    // SAFETY: pointer and length describe `wanted`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_VNET_HDR,
+            (&raw const wanted).cast(),
+            size_of_val(&wanted) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// How many frames the packet socket lost since the last call, for want of buffer.
 pub fn packets_lost(socket: &OwnedFd) -> io::Result<u32> {
     // SAFETY: all zeroes is a valid `tpacket_stats`.

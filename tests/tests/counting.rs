@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use support_b::{
-    A, B, Control, PATIENCE, ROUND, SHORT_TIMEOUTS, SILENT, all_but, dial, errno, eventually, listen, only, pair,
-    reaches, reset,
+    A, B, Control, PATIENCE, ROUND, SHORT_TIMEOUTS, SILENT, all_but, dial, errno, eventually, listen, only,
+    pair, reaches, reset,
 };
 
 /// One second of idleness, the timer's round, and some slack for a busy machine.
@@ -82,9 +82,14 @@ fn every_way_to_end_a_connection_gives_its_place_back() -> Result<()> {
             ("data is thrown away unread", |mut ours, mut theirs| {
                 theirs.write_all(b"unread")?;
                 ours.write_all(b"unread")?;
-                eventually("both have the data", PATIENCE, || Ok(ours.peek(&mut [0])? + theirs.peek(&mut [0])? == 2))?;
+                eventually("both have the data", PATIENCE, || {
+                    Ok(ours.peek(&mut [0])? + theirs.peek(&mut [0])? == 2)
+                })?;
                 drop(ours);
-                ensure!(theirs.read_to_end(&mut Vec::new()).is_ok_and(|read| read == 6) || theirs.take_error()?.is_none());
+                ensure!(
+                    theirs.read_to_end(&mut Vec::new()).is_ok_and(|read| read == 6)
+                        || theirs.take_error()?.is_none()
+                );
                 Ok(())
             }),
         ];
@@ -165,7 +170,9 @@ fn the_2501st_connection_is_refused_at_once() -> Result<()> {
     daemon.attach("two", &neighbour, &json!({}))?;
     let _echo = topology.serve(Service::TcpEcho, 7)?;
     let mut held = sandbox.run(|| {
-        (0..2500).map(|n| dial((A, 7), 0, PATIENCE).with_context(|| format!("connection {n}"))).collect::<Result<Vec<_>>>()
+        (0..2500)
+            .map(|n| dial((A, 7), 0, PATIENCE).with_context(|| format!("connection {n}")))
+            .collect::<Result<Vec<_>>>()
     })?;
     let full = control.connections("one")?;
     assert_eq!((full.active, full.limit, full.peak, full.refused), (2500, 2500, 2500, 0));
@@ -428,7 +435,8 @@ fn a_policy_that_denies_gives_places_back() -> Result<()> {
     let Stand { control, sandbox, topology, .. } = &stand("", &json!({}))?;
     let _echo = topology.serve(Service::TcpEcho, 7)?;
     let _udp = topology.serve(Service::UdpEcho, 53)?;
-    let held = (0..20).map(|_| Ok(sandbox.tcp_connect((A, 7), PATIENCE).result?)).collect::<Result<Vec<_>>>()?;
+    let held =
+        (0..20).map(|_| Ok(sandbox.tcp_connect((A, 7), PATIENCE).result?)).collect::<Result<Vec<_>>>()?;
     let kept = sandbox.tcp_connect((B, 7), PATIENCE).result?;
     assert!(sandbox.udp_exchange((A, 53), b"?", PATIENCE).is_ok());
     sandbox.send_syns((SILENT, 80), 2000..2005)?;
@@ -478,7 +486,12 @@ impl Dice {
 }
 
 /// A server that ends every connection as soon as it has it.
-fn hang_up(netns: &Netns, port: u16, with_reset: bool, stop: Arc<AtomicBool>) -> Result<thread::JoinHandle<Result<()>>> {
+fn hang_up(
+    netns: &Netns,
+    port: u16,
+    with_reset: bool,
+    stop: Arc<AtomicBool>,
+) -> Result<thread::JoinHandle<Result<()>>> {
     let listener = listen(netns, ([0, 0, 0, 0], port))?;
     listener.set_nonblocking(true)?;
     Ok(thread::spawn(move || {
@@ -496,8 +509,8 @@ fn hang_up(netns: &Netns, port: u16, with_reset: bool, stop: Arc<AtomicBool>) ->
 #[test]
 fn a_hundred_thousand_connections_leave_nothing() -> Result<()> {
     const SANDBOXES: u16 = 4;
-    const EACH: u64 = 25_000;
-    const LIMIT: u64 = 600;
+    const EACH: u64 = 26_000;
+    const LIMIT: u64 = 1000;
     let start = Instant::now();
     let topology = Topology::new()?;
     let daemon = Daemon::on(&topology).config(SHORT_TIMEOUTS).start()?;
@@ -536,29 +549,36 @@ fn a_hundred_thousand_connections_leave_nothing() -> Result<()> {
             sleep(Duration::from_millis(20));
         }
         println!("{samples} samples");
-        churns.into_iter().try_for_each(|churn| churn.join().map_err(|_| anyhow::anyhow!("a churn failed"))?)
+        churns
+            .into_iter()
+            .try_for_each(|churn| churn.join().map_err(|_| anyhow::anyhow!("a churn failed"))?)
     });
     stop.store(true, Ordering::Relaxed);
     for server in servers {
         server.join().map_err(|_| anyhow::anyhow!("a server failed"))??;
     }
     result?;
+    let mut refused_by_kernel = 0;
     for sandbox in &sandboxes {
         control.settles(sandbox.host_interface(), 0, EXPIRED)?;
-        println!("{}: {:?}", sandbox.host_interface(), control.connections(sandbox.host_interface())?);
+        let after = control.connections(sandbox.host_interface())?;
+        println!("{}: {after:?}", sandbox.host_interface());
+        refused_by_kernel += after.refused;
     }
-    let (opened, refused) = (opened.into_inner(), refused.into_inner());
-    println!("{opened} opened, {refused} refused, in {:?}", start.elapsed());
-    assert_eq!(opened + refused, EACH * u64::from(SANDBOXES));
-    assert!(opened > 80_000, "most get through: {opened}");
+    let tried = opened.into_inner() + refused.into_inner();
+    let opened = tried - refused_by_kernel;
+    println!("{opened} opened, {refused_by_kernel} refused, in {:?}", start.elapsed());
+    assert!(opened >= 100_000, "{opened} of {tried}");
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     Ok(())
 }
 
 fn churn(sandbox: &Sandbox, seed: u64, count: u64, opened: &AtomicU64, refused: &AtomicU64) -> Result<()> {
-    let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15);
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut open: Vec<TcpStream> = Vec::new();
-    for n in 0..count {
+    let frames = sandbox.frames()?;
+    let mut left = count;
+    while left > 0 {
         let end = dice.end();
         // Many servers, so that ports in TIME_WAIT are not missed.
         let server = IpAddr::from([203, 0, 113, 1 + u8::try_from(dice.roll(240))?]);
@@ -566,9 +586,14 @@ fn churn(sandbox: &Sandbox, seed: u64, count: u64, opened: &AtomicU64, refused: 
             End::ServerFirst => (71, 0),
             End::ServerReset => (72, 0),
             End::HalfOpen | End::NoSocket => {
-                let to: SocketAddr = if matches!(end, End::HalfOpen) { (SILENT, 80) } else { (server, 7) }.into();
-                sandbox.send_syns(to, [u16::try_from(1024 + dice.roll(20_000))?])?;
+                let to: SocketAddr =
+                    if matches!(end, End::HalfOpen) { (SILENT, 80) } else { (server, 7) }.into();
+                let from = u16::try_from(1024 + dice.roll(20_000))?;
+                let mut frame = Vec::new();
+                sandbox.packet_to(to.ip())?.tcp(from, to.port(), 1, 64_240).syn().write(&mut frame, &[])?;
+                frames.send(&frame)?;
                 opened.fetch_add(1, Ordering::Relaxed);
+                left -= 1;
                 continue;
             }
             End::SamePort => (7, 5000),
@@ -583,10 +608,12 @@ fn churn(sandbox: &Sandbox, seed: u64, count: u64, opened: &AtomicU64, refused: 
             // The server was quicker than the call.
             Err(error) if errno(&error) == Some(Errno::ECONNRESET) => {
                 opened.fetch_add(1, Ordering::Relaxed);
+                left -= 1;
                 continue;
             }
-            Err(error) => return Err(error).context(format!("{end:?}, connection {n}")),
+            Err(error) => return Err(error).context(format!("{end:?}, with {left} to go")),
         };
+        left -= 1;
         opened.fetch_add(1, Ordering::Relaxed);
         match end {
             End::Reset | End::SamePort => reset(stream)?,

@@ -88,8 +88,7 @@ struct Writer {
     core: Arc<Core>,
     out: Option<BufWriter<File>>,
     folded: HashMap<Flow, Folded>,
-    /// Losses told so far: those of the ring, and those of each sandbox's throttle.
-    lost: u64,
+    /// What each sandbox's throttle had held back when it was last looked at.
     untold: HashMap<u32, u64>,
 }
 
@@ -105,8 +104,7 @@ pub fn start(
 ) -> std::io::Result<JoinHandle<()>> {
     let open = |path| File::options().create(true).append(true).mode(0o640).open(path);
     let out = jsonl.map(open).transpose()?.map(BufWriter::new);
-    let lost = core.kernel.sandboxes.events_lost().unwrap_or(0);
-    let mut writer = Writer { core, out, folded: HashMap::new(), lost, untold: HashMap::new() };
+    let mut writer = Writer { core, out, folded: HashMap::new(), untold: HashMap::new() };
     std::thread::Builder::new().name("events".into()).spawn(move || {
         loop {
             let last = stop.load(Ordering::Relaxed);
@@ -180,13 +178,12 @@ impl Writer {
     }
 
     fn tell_losses(&mut self) {
-        let lost = self.core.kernel.sandboxes.events_lost().unwrap_or(self.lost);
-        let mut dropped = lost.saturating_sub(self.lost);
-        self.lost = lost;
+        let mut dropped = self.core.kernel.sandboxes.take_events_lost().unwrap_or(0);
         let mut present = HashMap::new();
         for sandbox in self.core.registry.all() {
             let Ok(activity) = self.core.kernel.sandboxes.activity(sandbox.slot) else { continue };
-            let before = self.untold.get(&sandbox.tenant).copied().unwrap_or(0);
+            // Of a sandbox that is new to this daemon, what an earlier one held back is not told again.
+            let before = self.untold.get(&sandbox.tenant).copied().unwrap_or(activity.untold);
             dropped += activity.untold.saturating_sub(before);
             present.insert(sandbox.tenant, activity.untold);
         }

@@ -157,6 +157,18 @@ impl Sandboxes {
         self.lock().events_lost.get(&0, 0).map_err(map("EVENTS_LOST"))
     }
 
+    /// How many lost events have become known since this was last asked, by this daemon or another.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn take_events_lost(&self) -> Result<u64, KernelError> {
+        let mut maps = self.lock();
+        let lost = maps.events_lost.get(&0, 0).map_err(map("EVENTS_LOST"))?;
+        let told = maps.events_lost.get(&1, 0).map_err(map("EVENTS_LOST"))?;
+        maps.events_lost.set(1, lost, 0).map_err(map("EVENTS_LOST"))?;
+        Ok(lost.saturating_sub(told))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Maps> {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }

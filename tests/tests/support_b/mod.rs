@@ -186,7 +186,8 @@ pub fn packets(show: &Value, reason: &str) -> Result<u64> {
 /// Packets that were refused for any reason, in a document of `show`; reports of multicast listeners, which
 /// the kernel of a guest sends by itself, aside.
 pub fn refused_packets(show: &Value) -> Result<u64> {
-    let reasons = ["malformed", "spoofed", "guarded", "fragment", "denied_cidr", "connection_limit", "capacity"];
+    let reasons =
+        ["malformed", "spoofed", "guarded", "fragment", "denied_cidr", "connection_limit", "capacity"];
     reasons.iter().chain(&["inbound", "revoked"]).map(|reason| packets(show, reason)).sum()
 }
 
@@ -340,7 +341,13 @@ impl Probes {
             all.longest = all.longest.max(asked.longest);
             all.wrong.extend(asked.wrong);
         }
-        ensure!(all.wrong.is_empty(), "{} of {} wrong: {:?}", all.wrong.len(), all.sent, all.wrong.iter().take(9));
+        ensure!(
+            all.wrong.is_empty(),
+            "{} of {} wrong: {:?}",
+            all.wrong.len(),
+            all.sent,
+            all.wrong.iter().take(9)
+        );
         Ok(all)
     }
 }
