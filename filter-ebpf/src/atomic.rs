@@ -45,7 +45,9 @@ pub unsafe fn set_bits(place: *mut u32, bits: u32) -> u32 {
 pub unsafe fn replace(place: *mut u32, old: u32, new: u32) -> bool {
     // SAFETY: the caller's promise.
     let (_, replaced) = unsafe {
-        intrinsics::atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, old, new)
+        intrinsics::atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            place, old, new,
+        )
     };
     replaced
 }

@@ -102,7 +102,13 @@ impl Told {
 /// # Safety
 /// `key` and `flow` must be readable.
 #[inline(always)]
-pub unsafe fn connection(kind: u8, key: *const FlowKey, flow: *const Flow, reason: Reason, inbound: bool) -> Told {
+pub unsafe fn connection(
+    kind: u8,
+    key: *const FlowKey,
+    flow: *const Flow,
+    reason: Reason,
+    inbound: bool,
+) -> Told {
     let Some(mut entry) = reserve() else { return Told(None) };
     // SAFETY: the caller's promise; the helper has no preconditions. Field by field: nothing but the
     // kernel may read the flow's timer.
@@ -175,8 +181,7 @@ pub unsafe fn cut(key: *const FlowKey, flow: *const Flow, ifindex: u32) -> Cutti
 pub fn cuts_waiting() -> bool {
     const ROOM_TO_KEEP: u64 = 4096;
     // SAFETY: the map is a ring buffer.
-    let waiting = unsafe {
-        bpf_ringbuf_query((&raw const CUTS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA))
-    };
+    let waiting =
+        unsafe { bpf_ringbuf_query((&raw const CUTS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
     waiting > CUTS_BYTES as u64 - ROOM_TO_KEEP
 }

@@ -37,7 +37,8 @@ pub fn start() -> bool {
         if made != 0 && made != BUSY {
             return false;
         }
-        let started = bpf_timer_set_callback(timer, tick as *mut c_void) == 0 && bpf_timer_start(timer, INTERVAL, 0) == 0;
+        let started = bpf_timer_set_callback(timer, tick as *mut c_void) == 0
+            && bpf_timer_start(timer, INTERVAL, 0) == 0;
         (*expiry).running = u32::from(started);
         started
     }

@@ -88,7 +88,9 @@ fn remove(key: &FlowKey, direction: Direction) -> bool {
 fn insert(key: &FlowKey, direction: Direction, flow: &Flow) -> bool {
     const NEW: u64 = BPF_NOEXIST as u64;
     match direction {
-        Direction::Egress => egress_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok()),
+        Direction::Egress => {
+            egress_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
+        }
         Direction::Inbound => {
             inbound_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
         }
@@ -131,7 +133,10 @@ impl Tracked<'_> {
             atomic::add(way, u64::from(bytes));
             // Nothing that the sandbox says keeps a UDP or ICMP exchange alive that somebody else began:
             // the port at the other end may have changed hands.
-            if matches!(packet.kind, Kind::Tcp) || matches!(self.direction, Direction::Egress) || from == Side::Remote {
+            if matches!(packet.kind, Kind::Tcp)
+                || matches!(self.direction, Direction::Egress)
+                || from == Side::Remote
+            {
                 (*flow).last_seen = ticks();
             }
         }

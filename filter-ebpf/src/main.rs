@@ -31,8 +31,8 @@ mod verdict;
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use filter_common::Reason;
-use filter_common::layout::Sandbox;
 use filter_common::decide::Refusal;
+use filter_common::layout::Sandbox;
 
 use crate::skb::Skb;
 use crate::verdict::{Outcome, Subject};
@@ -50,17 +50,19 @@ pub fn from_sandbox(ctx: TcContext) -> i32 {
     }
     // An interface that is not attached, or no longer: there is nobody to judge or to count for.
     let Some(sandbox) = sandboxes::on_interface(skb.ifindex()) else { return DROP };
-    let Some(subject) = Subject::fresh(false) else { return DROP };
-    match verdict::from_sandbox(&skb, sandbox, subject) {
+    match verdict::from_sandbox(&skb, sandbox) {
         Outcome::Pass(reason) => pass(&skb, sandbox, reason),
-        Outcome::Deny(reason, Refusal::Silence) => deny(&skb, sandbox, subject, reason),
-        Outcome::Deny(reason, Refusal::Reset) => {
+        Outcome::Deny(reason, refusal) => {
+            let Some(subject) = Subject::noted() else { return DROP };
             deny(&skb, sandbox, subject, reason);
-            if throttle::may_refuse(sandbox.slot) { refuse::reset(&skb, subject) } else { DROP }
-        }
-        Outcome::Deny(reason, Refusal::Unreachable) => {
-            deny(&skb, sandbox, subject, reason);
-            if throttle::may_refuse(sandbox.slot) { refuse::unreachable(&skb, subject) } else { DROP }
+            match refusal {
+                Refusal::Silence => DROP,
+                Refusal::Reset if throttle::may_refuse(sandbox.slot) => refuse::reset(&skb, subject),
+                Refusal::Unreachable if throttle::may_refuse(sandbox.slot) => {
+                    refuse::unreachable(&skb, subject)
+                }
+                Refusal::Reset | Refusal::Unreachable => DROP,
+            }
         }
     }
 }
@@ -74,12 +76,13 @@ pub fn to_sandbox(ctx: TcContext) -> i32 {
         return PASS;
     }
     let Some(sandbox) = sandboxes::on_interface(skb.ifindex()) else { return DROP };
-    let Some(subject) = Subject::fresh(true) else { return DROP };
-    match verdict::to_sandbox(&skb, sandbox, subject) {
+    match verdict::to_sandbox(&skb, sandbox) {
         Outcome::Pass(reason) => pass(&skb, sandbox, reason),
         // The outside is told nothing.
         Outcome::Deny(reason, Refusal::Silence | Refusal::Reset | Refusal::Unreachable) => {
-            deny(&skb, sandbox, subject, reason)
+            let Some(subject) = Subject::noted() else { return DROP };
+            deny(&skb, sandbox, subject, reason);
+            DROP
         }
     }
 }
@@ -103,12 +106,11 @@ fn pass(skb: &Skb, sandbox: &Sandbox, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn deny(skb: &Skb, sandbox: &Sandbox, subject: &Subject, reason: Reason) -> i32 {
+fn deny(skb: &Skb, sandbox: &Sandbox, subject: &Subject, reason: Reason) {
     counters::count(sandbox.slot, reason, skb.frame_len());
     if throttle::may_tell(sandbox.slot) {
         events::denied(skb, sandbox, subject, reason);
     }
-    DROP
 }
 
 /// The kernel offers most helpers to GPL programs only.

@@ -31,8 +31,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx);
     let (task, shard, tenant) = (skb.control(0), skb.control(1), skb.control(2));
     let (slot, ifindex) = (skb.control(3), skb.control(4));
-    let mut shared =
-        Sweep { policy: policy::in_force(slot), tenant, ifindex, result: sweep::DONE, zero: 0 };
+    let mut shared = Sweep { policy: policy::in_force(slot), tenant, ifindex, result: sweep::DONE, zero: 0 };
     match task {
         sweep::REJUDGE => visit_egress(shard, rejudge, &mut shared),
         sweep::FORGET => {

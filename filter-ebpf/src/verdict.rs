@@ -33,66 +33,86 @@ pub struct Subject {
 static SUBJECT: PerCpuArray<Subject, 1> = PerCpuArray::new();
 
 impl Subject {
-    /// A fresh subject: a packet that was sent by the sandbox, or to it.
+    /// Writes down what is being judged. Packets of known connections, which are nearly all, never get
+    /// here.
     #[inline(always)]
-    pub fn fresh(inbound: bool) -> Option<&'static mut Self> {
-        // SAFETY: the element lives as long as the map, and this CPU alone uses it, once at a time.
-        let subject = unsafe { &mut *SUBJECT.get_ptr_mut(0)? };
-        subject.macs = [0; 3];
-        subject.packet = None;
-        subject.rule = RuleWord::UNMATCHED;
-        subject.inbound = inbound;
+    fn note(
+        way: Way,
+        policy: PolicyWord,
+        macs: [u32; 3],
+        packet: Option<Packet>,
+    ) -> Option<&'static mut Self> {
+        let subject = Self::noted()?;
+        *subject =
+            Self { macs, packet, policy, rule: RuleWord::UNMATCHED, inbound: matches!(way, Way::ToSandbox) };
         Some(subject)
+    }
+
+    /// What was written down last.
+    #[inline(always)]
+    pub fn noted() -> Option<&'static mut Self> {
+        // SAFETY: the element lives as long as the map, and this CPU alone uses it, once at a time.
+        Some(unsafe { &mut *SUBJECT.get_ptr_mut(0)? })
     }
 
     #[inline(always)]
     fn refused(&self, reason: Reason) -> Outcome {
         match &self.packet {
             Some(packet) => Outcome::Deny(reason, decide::refusal(packet, reason)),
-            None => silently(reason),
+            None => Outcome::Deny(reason, Refusal::Silence),
         }
     }
 }
 
-const fn silently(reason: Reason) -> Outcome {
+/// Which way a packet goes.
+#[derive(Clone, Copy)]
+enum Way {
+    FromSandbox,
+    ToSandbox,
+}
+
+/// Denies a packet without a word to the sandbox.
+#[inline(always)]
+fn silently(way: Way, policy: PolicyWord, packet: Option<Packet>, reason: Reason) -> Outcome {
+    Subject::note(way, policy, [0; 3], packet);
     Outcome::Deny(reason, Refusal::Silence)
 }
 
 /// Judges what the sandbox sends.
 #[inline(always)]
-pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outcome {
+pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     let policy = policy::in_force(sandbox.slot);
-    subject.policy = policy;
-    let Ok(ethernet) = frame::parse(skb) else { return silently(Reason::Malformed) };
+    let deny = |packet, reason| silently(Way::FromSandbox, policy, packet, reason);
+    let Ok(ethernet) = frame::parse(skb) else { return deny(None, Reason::Malformed) };
     if skb.has_vlan_tag() {
-        return silently(Reason::Malformed);
+        return deny(None, Reason::Malformed);
     }
     if !sandbox.owns_mac(ethernet.source()) {
-        return silently(Reason::Spoofed);
+        return deny(None, Reason::Spoofed);
     }
     let version = match ethernet.payload {
         Payload::Arp => {
             return match neighbour::parse_arp(skb) {
-                Ok(arp) if neighbour::arp_is_own(&arp, &ethernet, sandbox) => Outcome::Pass(Reason::Neighbour),
-                Ok(_) => silently(Reason::NeighbourClaim),
-                Err(frame::Malformed) => silently(Reason::Malformed),
+                Ok(arp) if neighbour::arp_is_own(&arp, &ethernet, sandbox) => {
+                    Outcome::Pass(Reason::Neighbour)
+                }
+                Ok(_) => deny(None, Reason::NeighbourClaim),
+                Err(frame::Malformed) => deny(None, Reason::Malformed),
             };
         }
         Payload::Ipv4 => Version::V4,
         Payload::Ipv6 => Version::V6,
     };
-    let Ok(packet) = ip::parse(skb, version) else { return silently(Reason::Malformed) };
+    let Ok(packet) = ip::parse(skb, version) else { return deny(None, Reason::Malformed) };
     if matches!(packet.kind, Kind::Neighbour) {
-        subject.packet = Some(packet);
         return if neighbour::discovery_is_own(skb, &packet, &ethernet, sandbox) {
             Outcome::Pass(Reason::Neighbour)
         } else {
-            silently(Reason::NeighbourClaim)
+            deny(Some(packet), Reason::NeighbourClaim)
         };
     }
     if let Err(reason) = decide::identity(&packet, sandbox) {
-        subject.packet = Some(packet);
-        return silently(reason);
+        return deny(Some(packet), reason);
     }
     let key = FlowKey::of(sandbox.tenant, &packet, Side::Sandbox);
     if let Some(key) = &key
@@ -100,16 +120,16 @@ pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outc
     {
         return Outcome::Pass(reason);
     }
-    // What follows happens once a connection, not once a packet.
-    subject.macs = ethernet.macs;
-    subject.packet = Some(packet);
-    unknown(skb, sandbox, subject, key.as_ref())
+    match Subject::note(Way::FromSandbox, policy, ethernet.macs, Some(packet)) {
+        Some(subject) => unknown(skb, sandbox, subject, key.as_ref()),
+        None => Outcome::Deny(Reason::Malformed, Refusal::Silence),
+    }
 }
 
 /// Judges a packet of the sandbox by its destination.
 #[inline(always)]
 fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&FlowKey>) -> Outcome {
-    let Some(packet) = &subject.packet else { return silently(Reason::Malformed) };
+    let Some(packet) = &subject.packet else { return subject.refused(Reason::Malformed) };
     if matches!(packet.kind, Kind::IcmpError) && quotes_known(skb, sandbox, packet, Side::Sandbox) {
         return Outcome::Pass(Reason::Reply);
     }
@@ -213,14 +233,13 @@ fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resu
 
 /// Judges what is sent to the sandbox.
 #[inline(always)]
-pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outcome {
+pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     let policy = policy::in_force(sandbox.slot);
-    subject.policy = policy;
-    let Ok(ethernet) = frame::parse(skb) else { return silently(Reason::Malformed) };
+    let deny = |packet, reason| silently(Way::ToSandbox, policy, packet, reason);
+    let Ok(ethernet) = frame::parse(skb) else { return deny(None, Reason::Malformed) };
     if skb.has_vlan_tag() {
-        return silently(Reason::Malformed);
+        return deny(None, Reason::Malformed);
     }
-    subject.macs = ethernet.macs;
     let version = match ethernet.payload {
         // What others claim is the host's to believe or not: their own claims were judged where they
         // came in.
@@ -228,40 +247,41 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outcom
         Payload::Ipv4 => Version::V4,
         Payload::Ipv6 => Version::V6,
     };
-    let Ok(packet) = ip::parse(skb, version) else { return silently(Reason::Malformed) };
-    let packet = &*subject.packet.insert(packet);
+    let Ok(packet) = ip::parse(skb, version) else { return deny(None, Reason::Malformed) };
     if packet.mapped_destination {
-        return silently(Reason::Malformed);
+        return deny(Some(packet), Reason::Malformed);
     }
     if matches!(packet.kind, Kind::Neighbour) {
         return Outcome::Pass(Reason::Neighbour);
     }
     let by_host = skb.ingress_ifindex() == 0;
-    let Some(key) = FlowKey::of(sandbox.tenant, packet, Side::Remote) else {
-        return without_connection(skb, sandbox, packet, policy, by_host);
+    let Some(key) = FlowKey::of(sandbox.tenant, &packet, Side::Remote) else {
+        return match without_connection(skb, sandbox, &packet, policy, by_host) {
+            Ok(reason) => Outcome::Pass(reason),
+            Err(reason) => deny(Some(packet), reason),
+        };
     };
     if let Some(flow) = flows::find(&key, Direction::Egress) {
         if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
-            subject.rule = policy::rule(policy, packet.src);
             flow.revoke(sandbox.ifindex);
-            return silently(Reason::Revoked);
+            return deny(Some(packet), Reason::Revoked);
         }
-        flow.advance(packet, Side::Remote, skb.frame_len());
+        flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
     }
     if let Some(flow) = flows::find(&key, Direction::Inbound) {
-        flow.advance(packet, Side::Remote, skb.frame_len());
+        flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
     }
-    if closed::lingers(&key, packet) {
+    if closed::lingers(&key, &packet) {
         return Outcome::Pass(Reason::Reply);
     }
     if !(by_host || sandbox.flags & sandbox_flags::INBOUND_ANY != 0) || !sandbox.owns(packet.dst) {
-        return silently(Reason::Inbound);
+        return deny(Some(packet), Reason::Inbound);
     }
     match packet.kind {
         // An answer to nothing starts nothing; a reset opens nothing, but may have something to end.
-        Kind::EchoReply => return silently(Reason::Inbound),
+        Kind::EchoReply => return deny(Some(packet), Reason::Inbound),
         Kind::Tcp if packet.is_reset() => return Outcome::Pass(Reason::Reply),
         Kind::Tcp
         | Kind::Udp
@@ -272,9 +292,12 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject) -> Outcom
         | Kind::LaterFragment
         | Kind::Other => {}
     }
+    let Some(subject) = Subject::note(Way::ToSandbox, policy, ethernet.macs, Some(packet)) else {
+        return Outcome::Deny(Reason::Malformed, Refusal::Silence);
+    };
     match open_inbound(sandbox.slot, subject, &key, skb.frame_len()) {
         Ok(()) => Outcome::Pass(Reason::Reply),
-        Err(reason) => silently(reason),
+        Err(reason) => Outcome::Deny(reason, Refusal::Silence),
     }
 }
 
@@ -286,24 +309,24 @@ fn without_connection(
     packet: &Packet,
     policy: PolicyWord,
     by_host: bool,
-) -> Outcome {
+) -> Result<Reason, Reason> {
     match packet.kind {
-        Kind::IcmpError if quotes_known(skb, sandbox, packet, Side::Remote) => Outcome::Pass(Reason::Reply),
+        Kind::IcmpError if quotes_known(skb, sandbox, packet, Side::Remote) => Ok(Reason::Reply),
         // Worth nothing without its first fragment, which does belong to a connection.
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
-            Class::Allowed | Class::Unmatched => Outcome::Pass(Reason::Reply),
-            Class::Denied | Class::Guarded if by_host => Outcome::Pass(Reason::Reply),
-            Class::Denied | Class::Guarded => silently(Reason::Fragment),
+            Class::Allowed | Class::Unmatched => Ok(Reason::Reply),
+            Class::Denied | Class::Guarded if by_host => Ok(Reason::Reply),
+            Class::Denied | Class::Guarded => Err(Reason::Fragment),
         },
-        Kind::MulticastListener if by_host => Outcome::Pass(Reason::Neighbour),
-        Kind::Other => silently(Reason::Protocol),
+        Kind::MulticastListener if by_host => Ok(Reason::Neighbour),
+        Kind::Other => Err(Reason::Protocol),
         Kind::Tcp
         | Kind::Udp
         | Kind::EchoRequest
         | Kind::EchoReply
         | Kind::IcmpError
         | Kind::Neighbour
-        | Kind::MulticastListener => silently(Reason::Inbound),
+        | Kind::MulticastListener => Err(Reason::Inbound),
     }
 }
 

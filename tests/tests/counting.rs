@@ -510,7 +510,7 @@ fn hang_up(
 fn a_hundred_thousand_connections_leave_nothing() -> Result<()> {
     const SANDBOXES: u16 = 4;
     const EACH: u64 = 26_000;
-    const LIMIT: u64 = 1000;
+    const LIMIT: u64 = 750;
     let start = Instant::now();
     let topology = Topology::new()?;
     let daemon = Daemon::on(&topology).config(SHORT_TIMEOUTS).start()?;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod lint;
@@ -29,6 +30,8 @@ enum Command {
     Lint,
     /// Show the filter at work in network namespaces of its own, in half a minute (needs root: asks sudo)
     Demo(demo::Args),
+    /// Measure the filter against no filter and nftables (needs root: asks sudo)
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -7,9 +7,9 @@ use filter_common::read::Read;
 use filter_common::tcp;
 
 use super::{fold, send_back, store, store_half, sum};
+use crate::DROP;
 use crate::skb::Skb;
 use crate::verdict::{Subject, swap_macs};
-use crate::DROP;
 
 const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const IPV4_LENGTH: u32 = ETHERNET_LEN + 2;

@@ -107,7 +107,8 @@ fn answer_v6(skb: &Skb, subject: &Subject, packet: &Packet) -> Option<()> {
         u32::from_ne_bytes([len[0], len[1], protocol::ICMP_V6, HOP_LIMIT]),
     ];
     let head = u32::from_ne_bytes([message::V6_UNREACHABLE, message::V6_ADMINISTRATIVELY_PROHIBITED, 0, 0]);
-    let pseudo = sum(&dst) + sum(&src) + u64::from(PAYLOAD.to_be()) + u64::from(u16::from(protocol::ICMP_V6).to_be());
+    let pseudo =
+        sum(&dst) + sum(&src) + u64::from(PAYLOAD.to_be()) + u64::from(u16::from(protocol::ICMP_V6).to_be());
     let icmp = [with_second_half(head, !fold(pseudo + u64::from(head) + sum(&quoted))), 0];
     (store(skb, ETHERNET_LEN, &header)
         && store(skb, ETHERNET_LEN + 8, &dst)

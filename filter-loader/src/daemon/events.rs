@@ -104,7 +104,13 @@ pub fn start(
 ) -> std::io::Result<JoinHandle<()>> {
     let open = |path| File::options().create(true).append(true).mode(0o640).open(path);
     let out = jsonl.map(open).transpose()?.map(BufWriter::new);
-    let mut writer = Writer { core, out, folded: HashMap::new(), untold: HashMap::new() };
+    // What was held back under an earlier daemon was told by that.
+    let mut untold = HashMap::new();
+    for sandbox in core.kernel.sandboxes.all().map_err(std::io::Error::other)? {
+        let activity = core.kernel.sandboxes.activity(sandbox.slot).map_err(std::io::Error::other)?;
+        untold.insert(sandbox.tenant, activity.untold);
+    }
+    let mut writer = Writer { core, out, folded: HashMap::new(), untold };
     std::thread::Builder::new().name("events".into()).spawn(move || {
         loop {
             let last = stop.load(Ordering::Relaxed);
@@ -182,8 +188,7 @@ impl Writer {
         let mut present = HashMap::new();
         for sandbox in self.core.registry.all() {
             let Ok(activity) = self.core.kernel.sandboxes.activity(sandbox.slot) else { continue };
-            // Of a sandbox that is new to this daemon, what an earlier one held back is not told again.
-            let before = self.untold.get(&sandbox.tenant).copied().unwrap_or(activity.untold);
+            let before = self.untold.get(&sandbox.tenant).copied().unwrap_or(0);
             dropped += activity.untold.saturating_sub(before);
             present.insert(sandbox.tenant, activity.untold);
         }
@@ -250,6 +255,10 @@ fn line(event: &layout::Event, sandbox: &Sandbox) -> Option<Line> {
 }
 
 fn rule_pointer(sandbox: &Sandbox, event: &layout::Event) -> Option<String> {
+    // These are reached whatever the policy says of the destination.
+    if matches!(Reason::from_number(event.reason), Some(Reason::Guarded | Reason::Protocol)) {
+        return None;
+    }
     let word = RuleWord::from_bits(event.rule);
     let in_force = sandbox.in_force();
     match &in_force.previous {

@@ -36,10 +36,8 @@ impl Trie {
 
     /// Writes its entries.
     pub(super) fn fill(&self, entries: &[(Prefix, RuleWord)]) -> Result<(), KernelError> {
-        let keys: Vec<Key<[u8; 16]>> = entries
-            .iter()
-            .map(|(prefix, _)| Key::new(u32::from(prefix.len), prefix.addr.octets()))
-            .collect();
+        let keys: Vec<Key<[u8; 16]>> =
+            entries.iter().map(|(prefix, _)| Key::new(u32::from(prefix.len), prefix.addr.octets())).collect();
         let values: Vec<u32> = entries.iter().map(|(_, rule)| rule.bits()).collect();
         batch::update(self.fd.as_fd(), &keys, &values)
             .map_err(|source| KernelError::System { what: "filling a policy's trie", source })

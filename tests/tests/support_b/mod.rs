@@ -373,13 +373,21 @@ pub fn tool(netns: &Netns, program: &str, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The tries that the kernel has for a daemon's sandboxes: the numbers of the maps in its pinned map of maps.
+/// The tries that a daemon has: the numbers of the maps in its pinned map of maps. Some of them are empty and
+/// kept ready, one is everybody's who has none, the others are policies in force.
 pub fn tries(daemon: &Daemon, netns: &Netns) -> Result<BTreeSet<u64>> {
     let pin = daemon.pins().join("maps-v1/TRIES");
     let dump = tool(netns, "bpftool", &["-j", "map", "dump", "pinned", &pin.to_string_lossy()])?;
     let dump: Value = serde_json::from_str(&dump).context("bpftool prints no JSON")?;
     let entries = dump.as_array().context("bpftool prints no list")?;
-    Ok(entries.iter().filter_map(|entry| entry.get("inner_map_id").and_then(Value::as_u64)).collect())
+    // A map's number, byte by byte: ["0xa1", "0x2b", "0x00", "0x00"].
+    let number = |entry: &Value| {
+        let bytes = entry.get("value")?.as_array()?.iter();
+        bytes.rev().try_fold(0, |number, byte| {
+            Some(number << 8 | u64::from_str_radix(byte.as_str()?.strip_prefix("0x")?, 16).ok()?)
+        })
+    };
+    entries.iter().map(|entry| number(entry).context("bpftool prints something else")).collect()
 }
 
 /// Everything that is pinned for sandboxes, by path.
@@ -394,4 +402,42 @@ pub fn pinned_links(daemon: &Daemon) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// How many programs there are on an interface, by any way of attaching.
+pub fn programs_on(host: &Netns, interface: &str) -> Result<usize> {
+    // As in linux/bpf.h.
+    const BPF_TCX_INGRESS: u32 = 46;
+    const BPF_TCX_EGRESS: u32 = 47;
+    let tcx = host.run(|| {
+        let index = nix::net::if_::if_nametoindex(interface)?;
+        [BPF_TCX_INGRESS, BPF_TCX_EGRESS]
+            .into_iter()
+            .map(|hook| programs_at(index, hook))
+            .sum::<Result<usize>>()
+    })?;
+    let mut filters = 0;
+    for (way, program) in [("ingress", "from_sandbox"), ("egress", "to_sandbox")] {
+        let shown = tool(host, "tc", &["filter", "show", "dev", interface, way]).unwrap_or_default();
+        filters += usize::from(shown.contains(program));
+    }
+    Ok(tcx + filters)
+}
+
+/// Asks the kernel itself: `bpftool` of many a distribution does not know this hook.
+fn programs_at(index: u32, hook: u32) -> Result<usize> {
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    // `union bpf_attr`: index, hook, then flags, a list that is not wanted, and in word 6 how many there are.
+    let mut attribute = [0_u32; 18];
+    (attribute[0], attribute[1]) = (index, hook);
+    // SAFETY: the attribute is larger than what the call uses of it, outlives it, and has no pointers.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, attribute.as_mut_ptr(), size_of_val(&attribute))
+    };
+    match Errno::result(result) {
+        Ok(_) => Ok(usize::try_from(attribute[6])?),
+        // Nothing was ever there.
+        Err(Errno::ENOENT) => Ok(0),
+        Err(error) => Err(error).context("cannot ask for the programs of an interface"),
+    }
 }

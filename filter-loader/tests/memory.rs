@@ -1,0 +1,90 @@
+//! What the maps cost: all of them when they are empty, and a sandbox that does nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test panics to fail")]
+
+mod fixtures;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use aya::Ebpf;
+use aya::maps::{Array, Map, MapData, MapInfo};
+use filter_common::layout::{Budget, Counters, FLOW_SHARDS, MAX_SANDBOXES, Sandbox, Throttle};
+use fixtures::machine::{PATIENT, load};
+
+/// Measured when this was written: see `the_maps_fit` with `--nocapture`. Most of it are the rings, the
+/// counters of all sandboxes that could be, and the buckets of the flow maps.
+const CEILING: u64 = 40 << 20;
+/// Of the arrays that have an entry a sandbox, and of a policy of its own.
+const SANDBOX_CEILING: u64 = 1024;
+
+/// Bytes that the kernel has allocated for a map.
+fn memory(fd: BorrowedFd<'_>) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    line.expect("a map says what it takes").trim().parse().unwrap()
+}
+
+fn data(map: &Map) -> &MapData {
+    match map {
+        Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::RingBuf(data)
+        | Map::ArrayOfMaps(data) => data,
+        _ => panic!("a map of a kind that this test does not know: {map:?}"),
+    }
+}
+
+/// A map of maps with everything in it. Read as an array of numbers, it gives the inner maps' ids.
+fn with_inner(outer: &MapData, entries: u32) -> u64 {
+    let fd = outer.fd().as_fd().try_clone_to_owned().unwrap();
+    let ids: Array<MapData, u32> = Map::Array(MapData::from_fd(fd).unwrap()).try_into().unwrap();
+    let inner = (0..entries).map_while(|index| ids.get(&index, 0).ok());
+    let inner: u64 = inner.map(|id| memory(MapInfo::from_id(id).unwrap().fd().unwrap().as_fd())).sum();
+    memory(outer.fd().as_fd()) + inner
+}
+
+fn costs(ebpf: &Ebpf) -> Vec<(String, u64)> {
+    let mut costs: Vec<(String, u64)> = ebpf
+        .maps()
+        .map(|(name, map)| {
+            let map_data = data(map);
+            let bytes = match name {
+                "EGRESS" | "INBOUND" => with_inner(map_data, FLOW_SHARDS),
+                _ => memory(map_data.fd().as_fd()),
+            };
+            (name.to_owned(), bytes)
+        })
+        .collect();
+    costs.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    costs
+}
+
+#[test]
+fn the_maps_fit() {
+    let ebpf = load(&PATIENT);
+    let costs = costs(&ebpf);
+    let total: u64 = costs.iter().map(|(_, bytes)| bytes).sum();
+    for (name, bytes) in &costs {
+        println!("{name:>16} {bytes:>10} bytes");
+    }
+    println!("{:>16} {total:>10} bytes, at most {CEILING}", "all of them");
+    assert!(costs.iter().all(|(_, bytes)| *bytes > 0), "a map that takes nothing");
+    assert!(total <= CEILING, "the maps take {total} bytes; if that is meant, raise the ceiling");
+}
+
+#[test]
+fn an_idle_sandbox_costs_next_to_nothing() {
+    let ebpf = load(&PATIENT);
+    let costs = costs(&ebpf);
+    let arrays = ["SANDBOXES", "POLICY_WORDS", "BUDGETS", "COUNTERS", "THROTTLES"];
+    let all: u64 =
+        costs.iter().filter(|(name, _)| arrays.contains(&name.as_str())).map(|(_, bytes)| bytes).sum();
+    let each = all / u64::from(MAX_SANDBOXES);
+    println!("{each} bytes a sandbox, allocated for {MAX_SANDBOXES} when the maps are made");
+    let entries = size_of::<Sandbox>() + size_of::<u64>() + size_of::<Budget>();
+    let entries = (entries + size_of::<Counters>() + size_of::<Throttle>()) as u64;
+    assert!(each >= entries, "an array that is left out here");
+    assert!(each <= SANDBOX_CEILING, "{each} bytes a sandbox; if that is meant, raise the ceiling");
+}

@@ -1,0 +1,109 @@
+//! Refusals: right for whatever is refused, and not more of them than the host can bear.
+
+use std::net::SocketAddr;
+
+use filter_common::Reason;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use crate::fixtures::answer::{assert_reset, assert_unreachable};
+use crate::fixtures::frames::*;
+use crate::fixtures::machine::Direction::Out;
+use crate::fixtures::machine::{Machine, REDIRECT, SHOT, SLOT, Tenant};
+use crate::fixtures::policies::Document;
+
+/// The checksums are computed from what the segment's was; so try many.
+#[test]
+fn answers_to_random_packets_are_sound() {
+    let mut machine = Machine::new();
+    let mut random = StdRng::seed_from_u64(7);
+    for round in 0..4000 {
+        if round % 1000 == 0 {
+            machine.enter(&Tenant::ORDINARY, Document::Denied);
+        }
+        let family = if random.random() { Family::V4 } else { Family::V6 };
+        let base = if family == Family::V4 { ip("203.0.113.0") } else { ip("2001:db8:a::") };
+        let far = match base {
+            std::net::IpAddr::V4(addr) => (addr.to_bits() | random.random_range(0..256)).to_be_bytes().into(),
+            std::net::IpAddr::V6(addr) => {
+                let host: u128 = random.random::<u128>() & (u128::MAX >> 48);
+                std::net::Ipv6Addr::from_bits(addr.to_bits() | host).into()
+            }
+        };
+        let src = SocketAddr::new(family.sandbox(), random.random());
+        let dst = SocketAddr::new(far, random.random());
+        let payload: Vec<u8> = (0..random.random_range(0..64)).map(|_| random.random()).collect();
+        let flags = [SYN, SYN_ACK, ACK, PSH_ACK, FIN_ACK, 1][random.random_range(0..6)];
+        let segment = tcp_at(src, dst, flags, (random.random(), random.random()), &payload);
+        let garbled: [u8; 2] = random.random();
+        let segment =
+            if random.random_bool(0.2) { segment.poke(family.pick(20, 40) + 16, &garbled) } else { segment };
+        let ran = machine.run(Out, &segment.bytes);
+        assert_eq!(ran.action, REDIRECT, "{segment:?}");
+        assert_reset(&segment.bytes, &ran.frame);
+
+        // A client's port to a DHCP server is refused as a claim, without an answer.
+        let src = SocketAddr::new(src.ip(), src.port().max(1024));
+        let dst = SocketAddr::new(dst.ip(), dst.port().max(1024));
+        let datagram = udp(src, dst, &payload);
+        let ran = machine.run(Out, &datagram.bytes);
+        // More than may be told in a window is more than may be refused at some point.
+        if ran.action == REDIRECT {
+            assert_unreachable(&datagram.bytes, &ran.frame);
+        } else {
+            assert_eq!(ran.action, SHOT);
+        }
+    }
+}
+
+/// The limits of `throttle.rs`, in a window of 100 ms. A window may end in the middle of the test, so up to
+/// as many windows as the test takes are allowed.
+#[test]
+fn a_flood_is_counted_in_full_and_answered_in_part() {
+    const SENT: u64 = 12_000;
+    const REFUSALS: u64 = 2000;
+    const DENIALS: u64 = 200;
+    let mut machine = Machine::new();
+    machine.enter(&Tenant::ORDINARY, Document::Denied);
+    let frame = tcp(here(Family::V4), there(Family::V4), SYN, b"");
+    let begun = std::time::Instant::now();
+    let (mut answered, mut dropped) = (0, 0);
+    for _ in 0..SENT {
+        match machine.run(Out, &frame.bytes).action {
+            REDIRECT => answered += 1,
+            SHOT => dropped += 1,
+            other => panic!("action {other}"),
+        }
+    }
+    let windows = u64::try_from(begun.elapsed().as_millis()).unwrap() / 100 + 2;
+    let snapshot = machine.snapshot();
+    assert_eq!(snapshot.count(Reason::DeniedCidr), (SENT, SENT * frame.len()), "every one is counted");
+    assert_eq!(answered + dropped, SENT);
+    assert!(
+        answered >= REFUSALS && answered <= REFUSALS * windows,
+        "{answered} answers in {windows} windows"
+    );
+    let told = machine.events().len() as u64;
+    assert!(told >= DENIALS && told <= DENIALS * windows, "{told} events in {windows} windows");
+    assert_eq!(told + snapshot.untold, SENT, "what is not told is counted");
+    assert_eq!(snapshot.lost, 0);
+    assert_eq!(machine.snapshot_of(SLOT + 1).untold, 0);
+}
+
+#[test]
+fn a_full_ring_of_events_loses_events_and_no_verdicts() {
+    // 4 MiB of 88 bytes and a header of 8: a good 43,000.
+    const ROUNDS: u64 = 25_000;
+    let mut machine = Machine::new();
+    let (a, b) = (here(Family::V4), there(Family::V4));
+    let (begin, end) = (tcp(a, b, SYN, b"").bytes, tcp(a, b, RST, b"").bytes);
+    for _ in 0..ROUNDS {
+        assert_eq!(machine.run(Out, &begin).action, -1);
+        assert_eq!(machine.run(Out, &end).action, -1);
+    }
+    let snapshot = machine.snapshot();
+    assert!(snapshot.lost > 0, "the ring was never full");
+    assert_eq!(machine.events().len() as u64 + snapshot.lost, 2 * ROUNDS, "what is lost is counted");
+    assert_eq!(snapshot.count(Reason::Default).0, 2 * ROUNDS);
+    assert_eq!((snapshot.budget.active, snapshot.egress.len()), (0, 0));
+}

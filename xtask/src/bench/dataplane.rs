@@ -1,0 +1,198 @@
+//! `bench dataplane`: the rows, in order.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::compare::{Goal, Progress, Row, Unit, compare};
+use super::flood::{self, Flows};
+use super::lane::{Contender, Lane};
+use super::prefixes::Prefixes;
+use super::{latency, machine, nft, report, tcp};
+
+/// What to measure and how long.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these rows
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    only: Vec<Part>,
+    /// A few short rounds, no million prefixes: to see that it works, not what it says
+    #[arg(long)]
+    quick: bool,
+    /// Rounds that each contender has in a row [default: 9; with --quick 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    rounds: Option<u8>,
+    /// Put the table into this document, between its marks
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "quick"])]
+    write: Option<PathBuf>,
+    /// Measure this binary instead of building one
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+}
+
+/// Rows that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// One TCP stream, segmentation offload on
+    BulkGso,
+    /// One TCP stream of 1500-byte packets
+    Bulk1500,
+    /// Connections a second
+    Connections,
+    /// Packets of known flows, by number of prefixes
+    CachedFlow,
+    /// Packets of new flows, by number of prefixes
+    NewFlow,
+    /// Replacing a policy, by number of prefixes
+    Replace,
+    /// Attaching and detaching
+    Attach,
+    /// 100 updates at once
+    Crowd,
+}
+
+impl Args {
+    /// The binary to be measured, if it is named.
+    pub fn binary(&self) -> Option<&Path> {
+        self.binary.as_deref()
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn rounds(&self) -> usize {
+        self.rounds.map_or(if self.quick { 3 } else { 9 }, usize::from)
+    }
+
+    fn latency_rounds(&self) -> usize {
+        if self.quick { 6 } else { 20 }
+    }
+
+    fn packets(&self, full: usize) -> usize {
+        if self.quick { full / 5 } else { full }
+    }
+}
+
+/// Builds the lanes, measures, prints.
+pub fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
+    let nft =
+        nft::version().inspect_err(|error| eprintln!("warning: nftables is not compared: {error:#}")).ok();
+    let machine = machine::describe(nft.as_deref())?;
+    if machine::load()? > 0.3 {
+        eprintln!("warning: the machine is not quiet; ratios will scatter, absolute figures will be too bad");
+    }
+    let progress = Progress::new();
+    progress.show("making the lanes");
+    let contenders = Contender::ALL.into_iter().filter(|who| nft.is_some() || *who != Contender::Nftables);
+    let lanes: Vec<Lane> = contenders
+        .map(|who| Lane::build(who, binary).with_context(|| format!("the lane of {who}")))
+        .collect::<Result<_>>()?;
+
+    let rows = measure(args, &lanes, &progress).inspect_err(|_| {
+        let log = lanes.iter().find_map(Lane::log).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(5).collect();
+        last.iter().rev().for_each(|line| eprintln!("\ndaemon: {line}"));
+    })?;
+    let start = if args.wants(Part::Replace) { latency::nft_start(&lanes, 9)? } else { None };
+    let remark =
+        start.map(|start| format!(". Of each nftables replacement {start:.1} ms are `nft` starting"));
+    let machine = format!("{machine}{}.", remark.unwrap_or_default());
+    drop(lanes);
+    drop(progress);
+    report::print(&machine, &rows);
+    if let Some(path) = &args.write {
+        report::write(path, &machine, &rows)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>> {
+    let all: Vec<&Lane> = lanes.iter().collect();
+    let rounds = args.rounds();
+    let time = Duration::from_millis(if args.quick { 500 } else { 1500 });
+    let mut rows = Vec::new();
+
+    for lane in lanes {
+        lane.segmentation_offload(true)?;
+    }
+    if args.wants(Part::BulkGso) {
+        let what = ("TCP, segmentation offload".to_owned(), Unit::Gigabits, Goal::ratio(0.97));
+        rows.push(compare(&all, rounds, what, progress, |lane| tcp::bulk(lane, time))?);
+    }
+    for lane in lanes {
+        lane.segmentation_offload(false)?;
+    }
+    if args.wants(Part::Bulk1500) {
+        let what = ("TCP, 1500-byte packets".to_owned(), Unit::Gigabits, Goal::ratio(0.95));
+        rows.push(compare(&all, rounds, what, progress, |lane| tcp::bulk(lane, time))?);
+    }
+    if args.wants(Part::Connections) {
+        let count = args.packets(10_000);
+        let what = ("TCP connections".to_owned(), Unit::Connections, Goal::ratio(0.97));
+        rows.push(compare(&all, rounds, what, progress, |lane| tcp::connections(lane, count))?);
+    }
+    rows.extend(packets(args, lanes, progress)?);
+    rows.extend(latencies(args, lanes, progress)?);
+    Ok(rows)
+}
+
+/// Known and new flows, at each number of prefixes.
+fn packets(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>> {
+    let (mut known, mut new) = (Vec::new(), Vec::new());
+    if !args.wants(Part::CachedFlow) && !args.wants(Part::NewFlow) {
+        return Ok(known);
+    }
+    for size in [10, 1_000, 100_000, 1_000_000] {
+        if args.quick && size == 1_000_000 {
+            continue;
+        }
+        let prefixes = Prefixes::random(size);
+        let size = report::count(size);
+        let mut ready = Vec::new();
+        for lane in lanes {
+            progress.show(&format!("{size} prefixes into {}", lane.contender()));
+            if lane.allow(&prefixes)? {
+                ready.push(lane);
+            }
+        }
+        if args.wants(Part::CachedFlow) {
+            let count = args.packets(400_000);
+            let what = (format!("cached flow, {size} prefixes"), Unit::Nanoseconds, Goal::ratio(1.08));
+            known.push(compare(&ready, args.rounds(), what, progress, |lane| {
+                flood::run(lane, Flows::Known, &prefixes, count)
+            })?);
+        }
+        if args.wants(Part::NewFlow) {
+            let count = args.packets(150_000);
+            let what = (format!("new flow, {size} prefixes"), Unit::Nanoseconds, Goal::AHEAD);
+            new.push(compare(&ready, args.rounds(), what, progress, |lane| {
+                flood::run(lane, Flows::New, &prefixes, count)
+            })?);
+        }
+    }
+    known.extend(new);
+    Ok(known)
+}
+
+fn latencies(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    if args.wants(Part::Replace) {
+        for (size, goal) in
+            [(10, Goal::AHEAD), (1_000, Goal::AHEAD), (10_000, Goal::at_most(40.0)), (100_000, Goal::AHEAD)]
+        {
+            rows.push(latency::replace(lanes, size, args.latency_rounds(), goal, progress)?);
+        }
+    }
+    let filter = lanes.iter().find_map(|lane| Some((lane, lane.control()?)));
+    let Some((lane, control)) = filter else { return Ok(rows) };
+    if args.wants(Part::Attach) {
+        rows.extend(latency::attach(lane, control, args.latency_rounds(), progress)?);
+    }
+    if args.wants(Part::Crowd) {
+        rows.push(latency::crowd(lane, control, args.rounds().min(5), progress)?);
+    }
+    Ok(rows)
+}
