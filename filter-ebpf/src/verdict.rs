@@ -263,8 +263,11 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     };
     if let Some(flow) = flows::find(&key, Direction::Egress) {
         if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
+            if let Some(subject) = Subject::note(Way::ToSandbox, policy, [0; 3], Some(packet)) {
+                subject.rule = policy::rule(policy, packet.src);
+            }
             flow.revoke(sandbox.ifindex);
-            return deny(Some(packet), Reason::Revoked);
+            return Outcome::Deny(Reason::Revoked, Refusal::Silence);
         }
         flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);

@@ -12,7 +12,7 @@ use fixtures::machine::{PATIENT, load};
 
 /// Measured when this was written: see `the_maps_fit` with `--nocapture`. Most of it are the rings, the
 /// counters of all sandboxes that could be, and the buckets of the flow maps.
-const CEILING: u64 = 40 << 20;
+const CEILING: u64 = 38 << 20;
 /// Of the arrays that have an entry a sandbox, and of a policy of its own.
 const SANDBOX_CEILING: u64 = 1024;
 
@@ -24,6 +24,7 @@ fn memory(fd: BorrowedFd<'_>) -> u64 {
     line.expect("a map says what it takes").trim().parse().unwrap()
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows kinds of maps that nobody uses here")]
 fn data(map: &Map) -> &MapData {
     match map {
         Map::Array(data)

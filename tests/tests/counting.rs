@@ -43,12 +43,15 @@ fn v6() -> Result<IpAddr> {
     Ok("2001:db8:113::10".parse()?)
 }
 
+/// Ends a connection, given the sandbox's end and the server's.
+type Close = fn(TcpStream, TcpStream) -> Result<()>;
+
 #[test]
 fn every_way_to_end_a_connection_gives_its_place_back() -> Result<()> {
     let Stand { control, sandbox, topology, .. } = &stand("", &json!({}))?;
     for address in [A, v6()?] {
         let listener = listen(topology.internet(), (address, 70))?;
-        let close: [(&str, fn(TcpStream, TcpStream) -> Result<()>); 6] = [
+        let ways: [(&str, Close); 6] = [
             ("the sandbox closes first", |ours, mut theirs| {
                 drop(ours);
                 ensure!(theirs.read(&mut [0])? == 0);
@@ -93,7 +96,7 @@ fn every_way_to_end_a_connection_gives_its_place_back() -> Result<()> {
                 Ok(())
             }),
         ];
-        for (how, close) in close {
+        for (how, close) in ways {
             let mut ends = Vec::new();
             for open in 1..=3 {
                 ends.push(pair(sandbox, &listener)?);

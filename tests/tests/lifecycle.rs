@@ -386,7 +386,7 @@ fn two_hundred_sandboxes_come_and_go_without_a_trace() -> Result<()> {
         let sandbox = sandboxes.get(n as usize % 2).context("two")?;
         let id = format!("s{}", n % 7);
         control.attach(&id, sandbox, &json!({ "denyOut": [format!("198.51.100.{}", n % 200)] }))?;
-        if n % 10 == 0 {
+        if n.is_multiple_of(10) {
             ensure!(reaches(sandbox, (A, 7))?);
             // Half-open ones go with it too.
             sandbox.send_syns((SILENT, 80), 2000..2020)?;
@@ -489,17 +489,17 @@ fn maps_of_another_version_are_not_touched() -> Result<()> {
 
 #[test]
 fn the_hosts_own_addresses_are_out_of_reach_when_they_come_later() -> Result<()> {
-    let Stand { control, sandbox, topology, .. } = stand("", &json!({}))?;
+    let Stand { control, sandbox, topology, .. } = &stand("", &json!({}))?;
     let host = topology.host();
     // An address of the internet's becomes the host's own.
     let late = SocketAddr::new([198, 51, 100, 99].into(), 8000);
     let _echo = topology.serve(Service::TcpEcho, 8000)?;
-    assert!(reaches(&sandbox, late)?);
+    assert!(reaches(sandbox, late)?);
     host.add_address("lo", "198.51.100.99/32".parse()?)?;
     let _listener = listen(host, late)?;
-    eventually("it is guarded", PATIENCE, || Ok(!reaches(&sandbox, late)?))?;
+    eventually("it is guarded", PATIENCE, || Ok(!reaches(sandbox, late)?))?;
     assert!(control.packets("one", "guarded")? >= 1);
-    assert!(reaches(&sandbox, (A, 8000))?);
+    assert!(reaches(sandbox, (A, 8000))?);
     let show = control.show("one")?;
     assert_eq!((generation(&show)?, &show["enforced"]), (2, &json!(true)));
     Ok(())

@@ -171,7 +171,7 @@ fn with_checksum(mut body: Vec<u8>, at: usize, from: IpAddr, to: IpAddr, protoco
     body
 }
 
-fn pseudo(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+pub fn pseudo(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let mut header = Vec::new();
     for address in [from, to] {
         match address {

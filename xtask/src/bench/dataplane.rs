@@ -24,6 +24,10 @@ pub struct Args {
     /// Rounds that each contender has in a row [default: 9; with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
     rounds: Option<u8>,
+    /// Numbers of prefixes in the rows of flows
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1_000, 100_000, 1_000_000])]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    prefixes: Vec<u32>,
     /// Put the table into this document, between its marks
     #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "quick"])]
     write: Option<PathBuf>,
@@ -145,8 +149,8 @@ fn packets(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>>
     if !args.wants(Part::CachedFlow) && !args.wants(Part::NewFlow) {
         return Ok(known);
     }
-    for size in [10, 1_000, 100_000, 1_000_000] {
-        if args.quick && size == 1_000_000 {
+    for size in args.prefixes.iter().map(|size| *size as usize) {
+        if args.quick && size > 100_000 {
             continue;
         }
         let prefixes = Prefixes::random(size);
