@@ -39,11 +39,12 @@ pub fn sandbox() -> Sandbox {
     (addrs[0], addrs[1]) = (V4.into(), V6.into());
     Sandbox {
         tenant: 7,
+        slot: 3,
         flags: sandbox_flags::KNOWN_MAC,
         ifindex: 3,
         addr_count: 2,
         mac: MAC,
-        zero: [0; 2],
+        zero: [0; 6],
         addrs,
     }
 }

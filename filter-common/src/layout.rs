@@ -106,14 +106,18 @@ impl FlowKey {
     }
 
     /// Which shard of the flow maps it belongs to.
+    ///
+    /// Multiplication by secret odd numbers, of which the top bits count: whoever does not know the seed
+    /// cannot choose connections that all come to lie in one shard, and fill it.
     #[inline(always)]
-    pub const fn shard(&self) -> u32 {
+    pub const fn shard(&self, seed: &ShardSeed) -> u32 {
         const { assert!(FLOW_SHARDS.is_power_of_two()) };
-        // Fibonacci hashing: the top bits of the product depend on all bits of what varies most.
-        const GOLDEN: u32 = 0x9e37_79b9;
-        let ports = (self.ports[0] as u32) << 16 | self.ports[1] as u32;
-        let mixed = (ports ^ self.remote.v4_word() ^ self.tenant).wrapping_mul(GOLDEN);
-        mixed >> (32 - FLOW_SHARDS.trailing_zeros())
+        let remote = self.remote.words();
+        let ports = (self.ports[0] as u64) << 16 | self.ports[1] as u64;
+        let near = (remote[3] as u64) << 32 | ports;
+        let far = ((remote[2] ^ remote[1].rotate_left(7)) as u64) << 32 | self.tenant as u64;
+        let mixed = near.wrapping_mul(seed.near | 1).wrapping_add(far.wrapping_mul(seed.far | 1));
+        (mixed >> (64 - FLOW_SHARDS.trailing_zeros())) as u32
     }
 
     /// The sandbox's address.
@@ -206,6 +210,16 @@ pub struct Expiry {
     pub running: u32,
 }
 const _: () = assert!(size_of::<Expiry>() == 24);
+
+/// What decides which shard a connection belongs to. Drawn once, when the maps are made.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShardSeed {
+    /// Multiplies what the sandbox chooses most freely: ports and the end of the remote address.
+    pub near: u64,
+    /// Multiplies the rest.
+    pub far: u64,
+}
 
 /// What stays of a TCP connection behind its end, for the last acknowledgements.
 #[repr(C)]
@@ -446,7 +460,7 @@ pub mod sweep {
 
 #[cfg(feature = "aya")]
 mod pod {
-    use super::{Budget, Closed, Counters, Expiry, Flow, FlowKey, Policy, Sandbox, Throttle};
+    use super::{Budget, Closed, Counters, Expiry, Flow, FlowKey, Policy, Sandbox, ShardSeed, Throttle};
 
     macro_rules! pod {
         ($($name:ty),+) => {$(
@@ -454,7 +468,7 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    pod!(FlowKey, Flow, Closed, Expiry, Sandbox, Policy, Budget, Counters, Throttle);
+    pod!(FlowKey, Flow, Closed, Expiry, ShardSeed, Sandbox, Policy, Budget, Counters, Throttle);
 }
 
 #[cfg(test)]

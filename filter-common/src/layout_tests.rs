@@ -1,3 +1,5 @@
+use core::net::Ipv4Addr;
+
 use super::*;
 use crate::fixtures::*;
 use crate::ip::{Version, protocol};
@@ -100,4 +102,31 @@ fn a_policy_word_holds_slot_and_generation() {
         assert_eq!((word.slot(), word.generation()), (slot, generation));
     }
     assert_eq!(PolicyWord::default().generation(), 0);
+}
+
+/// Connections as a client opens them, one port after the other to one destination or one port to one
+/// destination after the other, fill all shards alike, whatever the seed.
+#[test]
+fn connections_spread_over_the_shards() {
+    let ends = |port: u16, remote: u32| Ends {
+        src: Ipv4Addr::new(10, 0, 0, 2).into(),
+        dst: Ipv4Addr::from(0xcb00_7100 + remote).into(),
+        kind: Kind::Tcp,
+        protocol: 6,
+        src_port: port.to_be(),
+        dst_port: 443_u16.to_be(),
+    };
+    let seeds = [(0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03), (0x0123_4567_89ab_cdef, 0xfedc_ba98)];
+    for (near, far) in seeds {
+        let seed = ShardSeed { near, far };
+        let mut counts = [0_u32; FLOW_SHARDS as usize];
+        for n in 0..32_000_u16 {
+            for ends in [ends(32_768 + n, 9), ends(40_000, u32::from(n))] {
+                let key = FlowKey::between(7, &ends, Side::Sandbox).unwrap();
+                counts[key.shard(&seed) as usize] += 1;
+            }
+        }
+        let mean = 64_000 / FLOW_SHARDS;
+        assert!(counts.iter().all(|count| (mean / 2..mean * 2).contains(count)), "{seed:?}: {counts:?}");
+    }
 }

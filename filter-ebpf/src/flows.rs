@@ -6,12 +6,12 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{ArrayOfMaps, HashMap},
+    btf_maps::{Array, ArrayOfMaps, HashMap},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use filter_common::ip::{Kind, Packet, protocol};
-use filter_common::layout::{EGRESS_SHARD, FLOW_SHARDS, Flow, FlowKey, INBOUND_SHARD, event_kind};
+use filter_common::layout::{EGRESS_SHARD, FLOW_SHARDS, Flow, FlowKey, INBOUND_SHARD, ShardSeed, event_kind};
 use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
 
@@ -26,6 +26,18 @@ static EGRESS: ArrayOfMaps<Shard<{ EGRESS_SHARD as usize }>, { FLOW_SHARDS as us
 
 #[btf_map]
 static INBOUND: ArrayOfMaps<Shard<{ INBOUND_SHARD as usize }>, { FLOW_SHARDS as usize }> = ArrayOfMaps::new();
+
+/// Written by userspace before the first packet, and never again while there are connections.
+#[btf_map]
+static SHARD_SEED: Array<ShardSeed, 1> = Array::new();
+
+#[inline(always)]
+fn shard_of(key: &FlowKey) -> u32 {
+    match SHARD_SEED.get(0) {
+        Some(seed) => key.shard(seed),
+        None => 0,
+    }
+}
 
 /// A part of the egress connections.
 #[inline(always)]
@@ -68,8 +80,8 @@ pub struct Tracked<'a> {
 #[inline(always)]
 pub fn find(key: &FlowKey, direction: Direction) -> Option<Tracked<'_>> {
     let flow = match direction {
-        Direction::Egress => egress_shard(key.shard())?.get_ptr_mut(key),
-        Direction::Inbound => inbound_shard(key.shard())?.get_ptr_mut(key),
+        Direction::Egress => egress_shard(shard_of(key))?.get_ptr_mut(key),
+        Direction::Inbound => inbound_shard(shard_of(key))?.get_ptr_mut(key),
     }?;
     Some(Tracked { key, flow, direction })
 }
@@ -78,8 +90,8 @@ pub fn find(key: &FlowKey, direction: Direction) -> Option<Tracked<'_>> {
 #[inline(always)]
 fn remove(key: &FlowKey, direction: Direction) -> bool {
     match direction {
-        Direction::Egress => egress_shard(key.shard()).is_some_and(|shard| shard.remove(key).is_ok()),
-        Direction::Inbound => inbound_shard(key.shard()).is_some_and(|shard| shard.remove(key).is_ok()),
+        Direction::Egress => egress_shard(shard_of(key)).is_some_and(|shard| shard.remove(key).is_ok()),
+        Direction::Inbound => inbound_shard(shard_of(key)).is_some_and(|shard| shard.remove(key).is_ok()),
     }
 }
 
@@ -89,10 +101,10 @@ fn insert(key: &FlowKey, direction: Direction, flow: &Flow) -> bool {
     const NEW: u64 = BPF_NOEXIST as u64;
     match direction {
         Direction::Egress => {
-            egress_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
+            egress_shard(shard_of(key)).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
         }
         Direction::Inbound => {
-            inbound_shard(key.shard()).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
+            inbound_shard(shard_of(key)).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
         }
     }
 }

@@ -12,7 +12,7 @@ use filter_tests::{Daemon, Guest, Recording, Service, Topology};
 use serde_json::{Value, json};
 
 /// How long a machine may take that is emulated, on a computer that is busy.
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(12);
 const BYTES: u64 = 512 * 1024;
 
 /// What the guest tries. `took` is in hundredths of a second.

@@ -36,6 +36,7 @@ const PINNED: &[&str] = &[
     "EGRESS",
     "INBOUND",
     "EXPIRY",
+    "SHARD_SEED",
     "EVENTS",
     "EVENTS_LOST",
     "CUTS",

@@ -1,10 +1,11 @@
-//! The maps of flows are maps of maps: their parts have to be made once.
+//! The maps of flows are maps of maps: their parts have to be made once, and how connections are spread
+//! over them has to be drawn.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aya::Ebpf;
-use aya::maps::{Map, MapData};
-use filter_common::layout::{EGRESS_SHARD, FLOW_SHARDS, Flow, FlowKey, INBOUND_SHARD};
+use aya::maps::{Array, Map, MapData};
+use filter_common::layout::{EGRESS_SHARD, FLOW_SHARDS, Flow, FlowKey, INBOUND_SHARD, ShardSeed};
 
 use super::{KernelError, batch, map};
 
@@ -13,6 +14,7 @@ use super::{KernelError, batch, map};
 /// # Errors
 /// If the kernel refuses.
 pub(super) fn furnish(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    seed(ebpf)?;
     for (name, entries) in [("EGRESS", EGRESS_SHARD), ("INBOUND", INBOUND_SHARD)] {
         let missing = || KernelError::System { what: name, source: std::io::Error::other("no such map") };
         let Some(Map::ArrayOfMaps(outer)) = ebpf.map(name) else { return Err(missing()) };
@@ -27,6 +29,19 @@ pub(super) fn furnish(ebpf: &mut Ebpf) -> Result<(), KernelError> {
         // In one call: the kernel waits for a grace period at the end of each.
         batch::update(outer.fd().as_fd(), &keys, &values)
             .map_err(|source| KernelError::System { what: name, source })?;
+    }
+    Ok(())
+}
+
+/// Draws the seed, unless it was pinned with connections that lie where it says.
+fn seed(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    const NAME: &str = "SHARD_SEED";
+    let missing = || KernelError::System { what: NAME, source: std::io::Error::other("no such map") };
+    let map_mut = ebpf.map_mut(NAME).ok_or_else(missing)?;
+    let mut place: Array<_, ShardSeed> = Array::try_from(map_mut).map_err(map(NAME))?;
+    if place.get(&0, 0).map_err(map(NAME))?.near == 0 {
+        let drawn = ShardSeed { near: rand::random_range(1..=u64::MAX), far: rand::random() };
+        place.set(0, drawn, 0).map_err(map(NAME))?;
     }
     Ok(())
 }

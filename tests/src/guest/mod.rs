@@ -4,8 +4,10 @@
 mod cpio;
 mod image;
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::janitor;
 use crate::netlink::{self, Mac};
 use crate::netns::Netns;
 use crate::process::Process;
@@ -27,6 +30,8 @@ const MARK: &str = "@ ";
 pub struct Guest {
     n: u8,
     host: Netns,
+    /// For the first file system. qemu reads it some time after it has made the tap device.
+    directory: PathBuf,
     // Killed before the console's reader is waited for.
     machine: Option<Process>,
     console: Arc<Mutex<Vec<String>>>,
@@ -41,18 +46,21 @@ impl Guest {
     /// What is missing for it is installed first: qemu, busybox, and a kernel in `target/guest`.
     pub fn boot(topology: &Topology, n: u8, script: &str) -> Result<Self> {
         let host = topology.host().clone();
-        let mut guest = Self { n, host, machine: None, console: Arc::default(), reader: None };
+        let directory = Path::new(janitor::RUN).join(janitor::fresh_name("guest"));
+        janitor::note(&directory);
+        let mut guest = Self { n, host, directory, machine: None, console: Arc::default(), reader: None };
+        fs::create_dir_all(&guest.directory)
+            .with_context(|| format!("cannot create {}", guest.directory.display()))?;
         let image = image::prepare().context("cannot make a virtual machine")?;
-        let directory = tempdir()?;
-        let initrd = directory.join("initrd");
-        std::fs::write(&initrd, image.initrd(&guest.init(), script)?)
+        let initrd = guest.directory.join("initrd");
+        fs::write(&initrd, image.initrd(&guest.init(), script)?)
             .with_context(|| format!("cannot write {}", initrd.display()))?;
 
         let mut command = guest.host.command("qemu-system-x86_64")?;
         command.args(["-M", "microvm,isa-serial=on,rtc=on", "-accel", "tcg", "-cpu", "max", "-m", "160"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
         command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&initrd);
-        command.args(["-append", "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t mitigations=off"]);
+        command.args(["-append", "console=ttyS0 loglevel=7 panic=-1 reboot=t mitigations=off"]);
         let tap = guest.host_interface();
         command.arg("-netdev");
         command.arg(format!("tap,id=net,ifname={tap},script=no,downscript=no,vnet_hdr=on"));
@@ -68,11 +76,7 @@ impl Guest {
             }
         })?);
         guest.machine = Some(machine);
-        let up = guest.set_up_tap(&tap);
-        // The kernel has been told to read it by now, or never will.
-        std::fs::remove_dir_all(&directory)
-            .with_context(|| format!("cannot remove {}", directory.display()))?;
-        up?;
+        guest.set_up_tap(&tap)?;
         Ok(guest)
     }
 
@@ -198,13 +202,8 @@ impl Drop for Guest {
             // It ends with the console, and has nothing to report.
             let _ = reader.join();
         }
+        if let Err(error) = janitor::remove(&self.directory) {
+            eprintln!("warning: cannot remove {}: {error}", self.directory.display());
+        }
     }
-}
-
-/// A directory that is swept up after a process that was killed.
-fn tempdir() -> Result<std::path::PathBuf> {
-    let directory = std::path::Path::new(crate::janitor::RUN).join(crate::janitor::fresh_name("guest"));
-    crate::janitor::note(&directory);
-    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    Ok(directory)
 }
