@@ -19,16 +19,26 @@ pub fn take(slot: u32, limit: u32) -> bool {
     let Some(budget) = BUDGETS.get_ptr_mut(slot) else { return false };
     // SAFETY: the array's element lives as long as the map.
     unsafe {
-        if let Some(taken) = count_up(&raw mut (*budget).active, limit) {
-            // Two CPUs at once may leave the lower of two peaks, never one that there was not.
-            if (*budget).peak < taken {
-                (*budget).peak = taken;
-            }
+        if count_up(&raw mut (*budget).active, limit).is_some() {
             return true;
         }
         atomic::add(&raw mut (*budget).refused, 1);
     }
     false
+}
+
+/// Notes the most connections at once, when one has come into being.
+#[inline(always)]
+pub fn note_peak(slot: u32) {
+    if let Some(budget) = BUDGETS.get_ptr_mut(slot) {
+        // SAFETY: as above. Two CPUs at once may leave the lower of two peaks, never one that there was not.
+        unsafe {
+            let active = atomic::load(&raw const (*budget).active);
+            if (*budget).peak < active {
+                (*budget).peak = active;
+            }
+        }
+    }
 }
 
 /// Gives one place back.

@@ -279,6 +279,9 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
         // Either there is no room, or another CPU was quicker with the same connection.
         return if find(key, direction).is_some() { Ok(()) } else { Err(Reason::Capacity) };
     }
+    if matches!(direction, Direction::Egress) {
+        budget::note_peak(slot);
+    }
     let (reason, inbound) = match direction {
         Direction::Egress => (decide::reason_of(RuleWord::from_bits(flow.rule)), false),
         Direction::Inbound => (Reason::Reply, true),

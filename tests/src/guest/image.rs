@@ -39,7 +39,7 @@ impl Image {
     /// A first file system with busybox, the modules, `init`, and `script` to be run by it.
     pub fn initrd(&self, init: &str, script: &str) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
-        for directory in ["bin", "modules"] {
+        for directory in ["bin", "etc", "modules"] {
             archive.directory(directory)?;
         }
         let busybox = find_program("busybox").context("no busybox")?;
@@ -53,6 +53,9 @@ impl Image {
             }
         }
         archive.file("modules/order", order.as_bytes())?;
+        // Names are looked up in files alone: what busybox would load for more is not here.
+        archive.file("etc/nsswitch.conf", b"hosts: files\nservices: files\n")?;
+        archive.file("etc/services", b"http 80/tcp\n")?;
         archive.file("script", script.as_bytes())?;
         archive.file("init", init.as_bytes())?;
         archive.finish()

@@ -57,10 +57,10 @@ impl Guest {
             .with_context(|| format!("cannot write {}", initrd.display()))?;
 
         let mut command = guest.host.command("qemu-system-x86_64")?;
-        command.args(["-M", "microvm,isa-serial=on,rtc=on", "-accel", "tcg", "-cpu", "max", "-m", "160"]);
+        command.args(["-M", "microvm,isa-serial=on,rtc=on,acpi=off", "-accel", "tcg", "-cpu", "max", "-m", "160"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
         command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&initrd);
-        command.args(["-append", "console=ttyS0 loglevel=7 panic=-1 reboot=t mitigations=off"]);
+        command.args(["-append", "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t mitigations=off"]);
         let tap = guest.host_interface();
         command.arg("-netdev");
         command.arg(format!("tap,id=net,ifname={tap},script=no,downscript=no,vnet_hdr=on"));
@@ -176,7 +176,13 @@ impl Guest {
 export PATH=/bin
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
-while read -r module; do insmod \"/modules/$module\" || echo \"cannot load $module\"; done < /modules/order
+for word in $(cat /proc/cmdline); do
+    case $word in virtio_mmio.*) devices=\"$devices ${{word#virtio_mmio.}}\" ;; esac
+done
+while read -r module; do
+    case $module in virtio_mmio.*) options=$devices ;; *) options= ;; esac
+    insmod \"/modules/$module\" $options || echo \"cannot load $module\"
+done < /modules/order
 ip link set lo up
 ip link set eth0 up
 ip addr add {v4}/30 dev eth0
