@@ -144,7 +144,7 @@ fn neighbour_discovery_for_others_is_refused() -> Result<()> {
     let (gateway, everybody) = (own.gateway_v6(), IpAddr::from(all_nodes));
     let message = |from: Ipv6Addr, to: IpAddr, kind: u8, body: Vec<u8>| {
         let body = wire::icmp(from.into(), to, kind, 0, &body);
-        let IpAddr::V6(to) = to else { panic!("{to} is no IPv6 address") };
+        let IpAddr::V6(to) = to else { unreachable!("{to} is no IPv6 address") };
         let packet = wire::V6 { hops: 255, ..wire::V6::new(from, to, wire::ICMP_V6, body) };
         ethernet([0x33, 0x33, 0, 0, 0, 1], mac, 0x86dd, &packet.bytes())
     };

@@ -94,7 +94,7 @@ fn options_do_not_keep_a_reset_away() -> Result<()> {
     let mut rows = Vec::new();
     for options in [&[1, 1, 1, 1][..], &[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[148, 4, 0, 0]] {
         let from = ground.from(to);
-        let IpAddr::V4(to) = to else { panic!("{to} is no IPv4 address") };
+        let IpAddr::V4(to) = to else { unreachable!("{to} is no IPv4 address") };
         let body = Segment::syn(from.port(), 80).bytes(from.ip(), to.into(), MARKER);
         let packet = V4 { options: options.to_vec(), ..V4::new(ground.sandbox.v4(), to, TCP, body) };
         let told = Told::flow("denied_cidr", RULE, "tcp", from, SocketAddr::new(to.into(), 80));

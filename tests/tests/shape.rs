@@ -254,7 +254,7 @@ fn fragments_pass_where_their_destination_is_allowed() -> Result<()> {
     for to in ALLOWED {
         let large = vec![b'x'; 3000];
         let answer = ground.sandbox.udp_exchange((ip(to), 7), &large, common::PATIENCE).result;
-        ensure!(answer.with_context(|| format!("{to}"))? == large);
+        ensure!(answer.with_context(|| to.to_string())? == large);
     }
     ensure!(ground.moved(&before).is_empty(), "{}", ground.moved(&before));
     let later = ground.arrived_since(&before)?.iter().filter(|seen| seen.protocol == UDP).count();

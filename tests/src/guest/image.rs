@@ -32,7 +32,8 @@ pub fn prepare() -> Result<Image> {
         return Ok(image);
     }
     download(&cache)?;
-    unpacked(&cache)?.with_context(|| format!("the kernel's package had no kernel; look into {}", cache.display()))
+    unpacked(&cache)?
+        .with_context(|| format!("the kernel's package had no kernel; look into {}", cache.display()))
 }
 
 impl Image {
@@ -63,7 +64,9 @@ impl Image {
 
     fn module(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let file_name = |suffix: &str| format!("{name}.ko{suffix}");
-        for (suffix, unpack) in [("", None), (".xz", Some("xz")), (".zst", Some("zstd")), (".gz", Some("gzip"))] {
+        for (suffix, unpack) in
+            [("", None), (".xz", Some("xz")), (".zst", Some("zstd")), (".gz", Some("gzip"))]
+        {
             let Some(path) = find_file(&self.modules, &file_name(suffix))? else { continue };
             let Some(program) = unpack else { return Ok(Some(fs::read(path)?)) };
             let output = Command::new(program).arg("-dc").arg(&path).output();
@@ -85,7 +88,8 @@ fn unpacked(cache: &Path) -> Result<Option<Image>> {
     let kernel = kernels.filter(|path| name_of(path).starts_with("vmlinuz-")).max();
     let Some(kernel) = kernel else { return Ok(None) };
     let version = name_of(&kernel).trim_start_matches("vmlinuz-").to_owned();
-    let modules = ["lib/modules", "usr/lib/modules"].map(|path| cache.join("kernel").join(path).join(&version));
+    let modules =
+        ["lib/modules", "usr/lib/modules"].map(|path| cache.join("kernel").join(path).join(&version));
     let modules = modules.into_iter().find(|path| path.exists()).context("the kernel has no modules")?;
     Ok(Some(Image { kernel, modules }))
 }
@@ -147,8 +151,9 @@ fn install(program: &str, package: &str) -> Result<()> {
     command.env("DEBIAN_FRONTEND", "noninteractive");
     if run(&mut command).is_err() {
         run(Command::new("apt-get").args(["update", "-q"]))?;
-        run(&mut command)
-            .with_context(|| format!("there is no {program}; install it, on Debian: apt-get install {package}"))?;
+        run(&mut command).with_context(|| {
+            format!("there is no {program}; install it, on Debian: apt-get install {package}")
+        })?;
     }
     ensure!(find_program(program).is_some(), "{package} is installed, but there is no {program} in PATH");
     Ok(())

@@ -89,31 +89,52 @@ impl Row {
         self.quantile(contender, 0.5)
     }
 
-    /// The middle of the rounds' ratios to no filter.
-    pub fn ratio(&self, contender: Contender) -> Option<f64> {
-        self.ratio_between(contender, Contender::Nothing)
+    /// The rounds' ratios to no filter: where `share` of them end.
+    pub fn ratio(&self, contender: Contender, share: f64) -> Option<f64> {
+        self.ratio_between(contender, Contender::Nothing, share)
     }
 
-    fn ratio_between(&self, contender: Contender, base: Contender) -> Option<f64> {
+    fn ratio_between(&self, contender: Contender, base: Contender, share: f64) -> Option<f64> {
         let pairs = self.of(contender)?.iter().zip(self.of(base)?);
-        quantile(&pairs.map(|(one, other)| one / other).collect::<Vec<_>>(), 0.5)
+        quantile(&pairs.map(|(one, other)| one / other).collect::<Vec<_>>(), share)
     }
 
     /// Whether the product reached its goal; nothing where it has none, or nothing to be compared with.
-    pub fn reached(&self) -> Option<bool> {
-        let better = |value: f64, limit: f64| {
-            if self.unit.is_yield() { value >= limit } else { value <= limit }
-        };
+    pub fn verdict(&self) -> Option<Verdict> {
         let Goal { ratio, at_most, ahead_of_nftables } = self.goal;
-        let checks = [
-            ratio.and_then(|limit| Some(better(self.ratio(Contender::Filter)?, limit))),
-            at_most.and_then(|limit| Some(self.median(Contender::Filter)? <= limit)),
-            ahead_of_nftables
-                .then(|| Some(better(self.ratio_between(Contender::Filter, Contender::Nftables)?, 1.0)))
-                .flatten(),
-        ];
-        checks.into_iter().flatten().reduce(|one, other| one && other)
+        let near = ratio.and_then(|limit| {
+            let ratio = self.ratio(Contender::Filter, 0.5)?;
+            Some(if self.unit.is_yield() { ratio >= limit } else { ratio <= limit })
+        });
+        let quick = at_most.and_then(|limit| Some(self.median(Contender::Filter)? <= limit));
+        let known = |reached| if reached { Verdict::Reached } else { Verdict::Missed };
+        let ahead = if ahead_of_nftables { self.ahead() } else { None };
+        [near.map(known), quick.map(known), ahead].into_iter().flatten().max()
     }
+
+    /// Ahead or behind is where the middle half of the rounds is all on one side.
+    fn ahead(&self) -> Option<Verdict> {
+        let quartile = |share| self.ratio_between(Contender::Filter, Contender::Nftables, share);
+        let (low, high) = (quartile(0.25)?, quartile(0.75)?);
+        let (above, below) = (low > 1.0, high < 1.0);
+        let (ahead, behind) = if self.unit.is_yield() { (above, below) } else { (below, above) };
+        Some(match (ahead, behind) {
+            (true, _) => Verdict::Reached,
+            (false, true) => Verdict::Missed,
+            (false, false) => Verdict::Level,
+        })
+    }
+}
+
+/// How a row ended, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// The goal is reached.
+    Reached,
+    /// No difference to nftables shows.
+    Level,
+    /// It is not.
+    Missed,
 }
 
 fn quantile(samples: &[f64], share: f64) -> Option<f64> {
@@ -189,17 +210,26 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        assert_eq!(row(Unit::Gigabits, Goal::AHEAD).ratio(Contender::Filter), Some(0.98));
+        assert_eq!(row(Unit::Gigabits, Goal::AHEAD).ratio(Contender::Filter, 0.5), Some(0.98));
         assert_eq!(row(Unit::Gigabits, Goal::AHEAD).median(Contender::Filter), Some(98.0));
     }
 
     #[test]
     fn goals_know_which_way_is_better() {
-        assert_eq!(row(Unit::Gigabits, Goal::ratio(0.97)).reached(), Some(true));
-        assert_eq!(row(Unit::Gigabits, Goal::ratio(0.99)).reached(), Some(false));
-        // As a cost the same samples are behind nftables.
-        assert_eq!(row(Unit::Nanoseconds, Goal::ratio(1.08)).reached(), Some(false));
+        assert_eq!(row(Unit::Gigabits, Goal::ratio(0.97)).verdict(), Some(Verdict::Reached));
+        assert_eq!(row(Unit::Gigabits, Goal::ratio(0.99)).verdict(), Some(Verdict::Missed));
+        assert_eq!(row(Unit::Nanoseconds, Goal::AHEAD).verdict(), Some(Verdict::Missed));
         let alone = Row::new("", Unit::Milliseconds, Goal::AHEAD, vec![(Contender::Filter, vec![1.0])]);
-        assert_eq!(alone.reached(), None);
+        assert_eq!(alone.verdict(), None);
+    }
+
+    #[test]
+    fn what_scatters_around_nftables_is_level_with_it() {
+        let samples = vec![
+            (Contender::Filter, vec![1.0, 2.0, 3.0, 4.0]),
+            (Contender::Nftables, vec![2.0, 1.0, 4.0, 3.0]),
+        ];
+        let row = Row::new("", Unit::Milliseconds, Goal::AHEAD, samples);
+        assert_eq!(row.verdict(), Some(Verdict::Level));
     }
 }

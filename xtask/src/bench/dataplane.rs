@@ -42,6 +42,7 @@ enum Part {
     /// One TCP stream, segmentation offload on
     BulkGso,
     /// One TCP stream of 1500-byte packets
+    #[value(name = "bulk-1500")]
     Bulk1500,
     /// Connections a second
     Connections,

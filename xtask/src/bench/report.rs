@@ -6,7 +6,7 @@ use std::path::Path;
 use anstyle::AnsiColor;
 use anyhow::{Context as _, Result};
 
-use super::compare::{Goal, Row, Unit};
+use super::compare::{Goal, Row, Unit, Verdict};
 use super::lane::Contender;
 
 const BEGIN: &str = "<!-- `cargo xtask bench dataplane --write` replaces what follows -->";
@@ -71,10 +71,15 @@ fn markdown(machine: &str, rows: &[Row]) -> String {
 fn cells(row: &Row) -> [String; 8] {
     let none = || "—".to_owned();
     let value = |who| row.median(who).map_or_else(none, |median| absolute(row, who, median));
-    let ratio = |who| row.ratio(who).map_or_else(none, |ratio| format!("{ratio:.3}"));
-    let verdict = match row.reached() {
-        Some(true) => "✓",
-        Some(false) => "✗",
+    let ratio = |who| {
+        let quartiles = [0.5, 0.25, 0.75].map(|share| row.ratio(who, share));
+        let [Some(median), Some(low), Some(high)] = quartiles else { return none() };
+        format!("{median:.3} ({low:.2}–{high:.2})")
+    };
+    let verdict = match row.verdict() {
+        Some(Verdict::Reached) => "✓",
+        Some(Verdict::Level) => "≈",
+        Some(Verdict::Missed) => "✗",
         None => "",
     };
     [
