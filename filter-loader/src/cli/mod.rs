@@ -1,7 +1,7 @@
 //! The command line: reads it, asks the daemon or does the work itself, prints what came of it.
 //!
 //! [`args`] is the grammar, [`policy`] turns flags and files into a policy document, [`check`] is the
-//! one command with work of its own, [`output`] prints documents as JSON or as tables, and [`wiring`]
+//! one command with work of its own, [`output`] prints documents as JSON or as tables, and `wiring`
 //! is where commands reach into the kernel-facing half of the crate.
 
 pub mod args;

@@ -119,7 +119,8 @@ fn a_full_shard_refuses_with_capacity_and_gives_the_place_back() {
             src_port: port.to_be(),
             dst_port: SERVER.to_be(),
         };
-        if FlowKey::between(machine.tenant, &ends, Side::Sandbox).unwrap().shard(&machine.shard_seed()) != 17 {
+        if FlowKey::between(machine.tenant, &ends, Side::Sandbox).unwrap().shard(&machine.shard_seed()) != 17
+        {
             continue;
         }
         // As if the others were somebody else's.
