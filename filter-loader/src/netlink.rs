@@ -7,9 +7,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use filter_common::frame::Mac;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStream, TryStreamExt};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType};
@@ -17,11 +18,14 @@ use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, N
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::Mutex;
 
 /// A connection to the kernel's routing sockets, in the network namespace of the caller.
 #[derive(Clone)]
 pub struct Netlink {
-    handle: Handle,
+    /// The kernel refuses a list (`EBUSY`) while it is still telling another one on the same socket:
+    /// `__netlink_dump_start` in <https://github.com/torvalds/linux/blob/v6.12/net/netlink/af_netlink.c>
+    lister: Arc<Mutex<Handle>>,
 }
 
 /// A network interface.
@@ -70,7 +74,7 @@ impl Netlink {
                 _ => None,
             })
         });
-        Ok((Self { handle }, changes))
+        Ok((Self { lister: Arc::new(Mutex::new(handle)) }, changes))
     }
 
     /// The interface called `name`, if there is one.
@@ -86,8 +90,7 @@ impl Netlink {
     /// # Errors
     /// If the kernel does not answer.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
-        let messages: Vec<_> =
-            self.handle.link().get().execute().try_collect().await.map_err(io::Error::other)?;
+        let messages = self.list(|handle| handle.link().get().execute()).await?;
         Ok(messages
             .into_iter()
             .map(|message| {
@@ -109,8 +112,7 @@ impl Netlink {
     /// # Errors
     /// If the kernel does not answer.
     pub async fn host_addresses(&self) -> io::Result<BTreeSet<IpAddr>> {
-        let messages: Vec<_> =
-            self.handle.address().get().execute().try_collect().await.map_err(io::Error::other)?;
+        let messages = self.list(|handle| handle.address().get().execute()).await?;
         Ok(messages
             .into_iter()
             .flat_map(|message| message.attributes)
@@ -133,8 +135,7 @@ impl Netlink {
                 peers.addrs.extend(host_route(&route, ifindex));
             }
         }
-        let neighbours: Vec<_> =
-            self.handle.neighbours().get().execute().try_collect().await.map_err(io::Error::other)?;
+        let neighbours = self.list(|handle| handle.neighbours().get().execute()).await?;
         for message in neighbours {
             let known = !matches!(
                 message.header.state,
@@ -167,7 +168,16 @@ impl Netlink {
             AddressFamily::Inet => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             _ => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
         };
-        self.handle.route().get(request).execute().try_collect().await.map_err(io::Error::other)
+        self.list(|handle| handle.route().get(request).execute()).await
+    }
+
+    /// Has the kernel list something. `ask` sends the request, so it is called when its turn has come.
+    async fn list<S>(&self, ask: impl FnOnce(&Handle) -> S) -> io::Result<Vec<S::Ok>>
+    where
+        S: TryStream<Error = rtnetlink::Error>,
+    {
+        let handle = self.lister.lock().await;
+        ask(&handle).try_collect().await.map_err(io::Error::other)
     }
 }
 

@@ -198,3 +198,28 @@ fn an_address_that_the_host_takes_is_guarded_within_a_second() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn no_address_is_missed_while_sandboxes_come_and_go() -> Result<()> {
+    let ground = Ground::new(&json!({}))?;
+    let other = ground.topology.sandbox(2)?;
+    let host = ground.topology.host().clone();
+    let adding = std::thread::spawn(move || -> Result<()> {
+        for last in 100..160 {
+            host.add_address("lo", format!("203.0.113.{last}/32").parse()?)?;
+        }
+        Ok(())
+    });
+    let mut rounds = 0;
+    while !adding.is_finished() || rounds < 10 {
+        ground.daemon.attach("s2", &other, &json!({}))?;
+        ground.daemon.cli(&["detach", "s2"])?.success()?;
+        rounds += 1;
+    }
+    adding.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+    for to in ["203.0.113.100", "203.0.113.130", "203.0.113.159"] {
+        common::eventually(|| Ok(!ground.sandbox.ping(ip(to), PATIENCE).is_ok()))?;
+        ground.is_denied(to, "guarded", None)?;
+    }
+    Ok(())
+}
