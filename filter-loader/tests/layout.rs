@@ -107,7 +107,7 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
     let ring = |bytes: u32| (BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
     let (key, flow, closed) =
         (size(size_of::<FlowKey>()), size(size_of::<Flow>()), size(size_of::<Closed>()));
-    let expected: [(&str, Definition); 15] = [
+    let expected: [(&str, Definition); 16] = [
         ("BUDGETS", array(size_of::<Budget>(), MAX_SANDBOXES)),
         ("CLOSED", (BPF_MAP_TYPE_LRU_HASH as u32, key, closed, 65_536, 0)),
         ("COUNTERS", array(size_of::<Counters>(), MAX_SANDBOXES)),
@@ -121,6 +121,7 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
         ("POLICIES", array(size_of::<Policy>(), MAX_POLICIES)),
         ("POLICY_WORDS", (BPF_MAP_TYPE_ARRAY as u32, 4, 8, MAX_SANDBOXES, MMAPABLE)),
         ("SANDBOXES", array(size_of::<Sandbox>(), MAX_SANDBOXES)),
+        ("SHARD_SEED", array(size_of::<ShardSeed>(), 1)),
         ("THROTTLES", array(size_of::<Throttle>(), MAX_SANDBOXES)),
         ("TRIES", outer(MAX_POLICIES)),
     ];
