@@ -170,8 +170,7 @@ pub struct bpf_timer {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
-    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
-    pub opened: u64,
+    // What every packet reads or writes comes first, to lie in one cache line with the key's end.
     /// When its last packet was seen, in ticks of the kernel's timer.
     pub last_seen: u64,
     /// Frame bytes that the sandbox sent.
@@ -191,6 +190,8 @@ pub struct Flow {
     pub next_of_remote: u32,
     /// The sandbox's slot.
     pub slot: u32,
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub opened: u64,
     /// Hardware addresses of a frame that the sandbox sends: destination, then its own.
     pub macs: [u32; 3],
     /// Always 0.

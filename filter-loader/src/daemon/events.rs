@@ -138,6 +138,9 @@ impl Writer {
     }
 
     fn take(&mut self, event: &layout::Event) {
+        if self.out.is_none() {
+            return;
+        }
         // Its sandbox left long ago.
         let Some(sandbox) = self.core.registry.tenant(event.tenant) else { return };
         let Some(line) = line(event, &sandbox) else { return };
