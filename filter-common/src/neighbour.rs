@@ -82,6 +82,21 @@ pub const fn link_local(mac: Mac) -> Addr {
     ])
 }
 
+/// Whether an IPv6 packet has not been forwarded: neighbour discovery from elsewhere is none (RFC 4861
+/// section 7.1), and from here must not go elsewhere.
+#[inline(always)]
+pub fn is_on_link<R: Read>(read: &R) -> bool {
+    const NEVER_FORWARDED: u8 = 255;
+    matches!(read.words::<1>(ETHERNET_LEN + 4), Some([word]) if byte(word, 3) == NEVER_FORWARDED)
+}
+
+/// Whether `addr` is link-local, unicast or multicast: packets to it go no further than the link.
+#[inline(always)]
+pub const fn is_link_scope(addr: Addr) -> bool {
+    let first = u32::from_be(addr.words()[0]);
+    !addr.is_v4() && (first >> 16 == 0xff02 || first >> 22 == 0xfe80 >> 6)
+}
+
 /// Whether an ARP packet of `sandbox` speaks for itself: as the owner of its address, or asking whether
 /// anybody has the address that it is about to use (RFC 5227).
 #[inline(always)]
