@@ -228,6 +228,10 @@ pub struct ShardSeed {
 pub struct Closed {
     /// Until when, in ticks of the kernel's timer.
     pub until: u64,
+    /// The policy generation that it was closed under; under another it is over at once.
+    pub generation: u32,
+    /// Always 0.
+    pub zero: u32,
 }
 
 /// A sandbox, as long as it is attached. Written before the first packet is judged; never changed.

@@ -15,16 +15,23 @@ pub struct Arp {
     target: Addr,
 }
 
+/// The longest frame that an ARP packet comes in: padded to Ethernet's minimum. Behind that it could carry
+/// anything.
+pub const MAX_ARP_FRAME: u32 = 64;
+
 /// Reads an ARP packet.
 ///
 /// # Errors
-/// [`Malformed`] if it is cut short, not about IPv4 over Ethernet, or neither request nor reply.
+/// [`Malformed`] if it is cut short, padded with more than it needs, not about IPv4 over Ethernet, or neither request nor reply.
 #[inline(always)]
 pub fn parse_arp<R: Read>(read: &R) -> Result<Arp, Malformed> {
     const ETHERNET_IPV4: [u32; 2] = [u32::from_ne_bytes([0, 1, 8, 0]), u32::from_ne_bytes([6, 4, 0, 0])];
     let Some([types, sizes, sender, rest, ip_rest, _, target]) = read.words::<7>(ETHERNET_LEN) else {
         return Err(Malformed);
     };
+    if read.len() > MAX_ARP_FRAME {
+        return Err(Malformed);
+    }
     let operation = u16::from_be(second_half(sizes));
     if types != ETHERNET_IPV4[0]
         || first_half(sizes) != first_half(ETHERNET_IPV4[1])
@@ -112,7 +119,7 @@ pub fn arp_is_own(arp: &Arp, ethernet: &Ethernet, sandbox: &Sandbox) -> bool {
 /// Not inlined: it is rare, and the kernel gives a program little stack.
 #[inline(never)]
 pub fn discovery_is_own<R: Read>(read: &R, packet: &Packet, ethernet: &Ethernet, sandbox: &Sandbox) -> bool {
-    if !matches!(packet.kind, Kind::Neighbour) {
+    if !matches!(packet.kind, Kind::Neighbour) || !is_on_link(read) {
         return false;
     }
     let Some([head]) = read.words_at::<1>(packet.l4) else { return false };
@@ -125,8 +132,11 @@ pub fn discovery_is_own<R: Read>(read: &R, packet: &Packet, ethernet: &Ethernet,
         }
         message::NEIGHBOUR_SOLICITATION => {
             let Some(target) = read.words_at::<4>(packet.l4 + 8) else { return false };
-            let probes = packet.src.is_unspecified() && sandbox.owns(Addr::from_v6_words(target));
-            (from_itself || probes) && options_are_own(read, (packet.l4 + 24, end), ethernet)
+            let target = Addr::from_v6_words(target);
+            let probes = packet.src.is_unspecified() && sandbox.owns(target);
+            // To somebody alone it asks whether that one is still there, and nothing else.
+            let to_its_target = is_link_scope(packet.dst) || packet.dst == target;
+            (from_itself || probes) && to_its_target && options_are_own(read, (packet.l4 + 24, end), ethernet)
         }
         message::NEIGHBOUR_ADVERTISEMENT => {
             let Some(target) = read.words_at::<4>(packet.l4 + 8) else { return false };
@@ -145,19 +155,26 @@ pub fn discovery_is_own<R: Read>(read: &R, packet: &Packet, ethernet: &Ethernet,
 fn options_are_own<R: Read>(read: &R, (mut offset, end): (u32, u32), ethernet: &Ethernet) -> bool {
     const SOURCE_LINK_LAYER: u8 = 1;
     const TARGET_LINK_LAYER: u8 = 2;
+    /// RFC 3971 section 5.3.2, used by RFC 7527.
+    const NONCE: u8 = 14;
     const MAX_OPTIONS: u32 = 4;
     let mut count = 0;
     while count < MAX_OPTIONS && offset < end {
         let Some([first, second]) = read.words_at::<2>(offset) else { return false };
         let len = u32::from(byte(first, 1)) * 8;
-        if len == 0 {
+        // None that a host needs is longer, and others could carry anything.
+        if len != 8 {
             return false;
         }
-        if matches!(byte(first, 0), SOURCE_LINK_LAYER | TARGET_LINK_LAYER) {
-            let (f, s) = (first.to_ne_bytes(), second.to_ne_bytes());
-            if len != 8 || [f[2], f[3], s[0], s[1], s[2], s[3]] != ethernet.source() {
-                return false;
+        match byte(first, 0) {
+            SOURCE_LINK_LAYER | TARGET_LINK_LAYER => {
+                let (f, s) = (first.to_ne_bytes(), second.to_ne_bytes());
+                if [f[2], f[3], s[0], s[1], s[2], s[3]] != ethernet.source() {
+                    return false;
+                }
             }
+            NONCE => {}
+            _ => return false,
         }
         offset += len;
         count += 1;

@@ -82,7 +82,7 @@ reasons! {
     NeighbourClaim = 8, "neighbour_claim", Deny;
     /// The destination belongs to the platform.
     Guarded = 9, "guarded", Deny;
-    /// Neither TCP, UDP, ICMP echo nor an ICMP error of a known connection.
+    /// Neither TCP, UDP, ICMP echo nor an ICMP error of a known connection; or TCP that is of none and opens none.
     Protocol = 10, "protocol", Deny;
     /// A fragment without ports, to a destination that no CIDR rule allows.
     Fragment = 11, "fragment", Deny;

@@ -90,7 +90,7 @@ pub const fn observe(bits: u32, opener: Side, from: Side, flags: u8) -> u32 {
 /// acknowledgement, or a FIN sent again. Data would be a connection that nobody counts.
 #[inline(always)]
 pub const fn lingers(flags: u8, payload: u32) -> bool {
-    flags & SYN == 0 && (payload == 0 || flags & FIN != 0)
+    flags & SYN == 0 && payload == 0
 }
 
 #[cfg(test)]
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn only_control_segments_linger() {
-        assert!(lingers(ACK, 0) && lingers(FIN | ACK, 0) && lingers(FIN | ACK, 700) && lingers(RST, 0));
-        assert!(!lingers(ACK, 1) && !lingers(SYN, 0) && !lingers(SYN | ACK, 0));
+        assert!(lingers(ACK, 0) && lingers(FIN | ACK, 0) && lingers(RST, 0));
+        assert!(!lingers(FIN | ACK, 700) && !lingers(ACK, 1) && !lingers(SYN, 0) && !lingers(SYN | ACK, 0));
     }
 }

@@ -16,17 +16,6 @@ pub unsafe fn add(place: *mut u64, value: u64) {
     unsafe { intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, value) };
 }
 
-/// Takes one off `*place`.
-///
-/// # Safety
-/// `place` must be valid and aligned.
-#[inline(always)]
-pub unsafe fn decrement(place: *mut u32) {
-    // The instruction set adds but does not subtract.
-    // SAFETY: the caller's promise.
-    unsafe { intrinsics::atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(place, u32::MAX) };
-}
-
 /// Sets `bits` in `*place` and returns what it was.
 ///
 /// # Safety

@@ -46,7 +46,7 @@ pub fn note_peak(slot: u32) {
 pub fn give_back(slot: u32) {
     if let Some(budget) = BUDGETS.get_ptr_mut(slot) {
         // SAFETY: as in `take`.
-        unsafe { atomic::decrement(&raw mut (*budget).active) };
+        unsafe { count_down(&raw mut (*budget).active) };
     }
 }
 
@@ -63,7 +63,7 @@ pub fn take_inbound(slot: u32) -> bool {
 pub fn give_back_inbound(slot: u32) {
     if let Some(budget) = BUDGETS.get_ptr_mut(slot) {
         // SAFETY: as in `take`.
-        unsafe { atomic::decrement(&raw mut (*budget).inbound) };
+        unsafe { count_down(&raw mut (*budget).inbound) };
     }
 }
 
@@ -87,4 +87,22 @@ unsafe fn count_up(count: *mut u32, limit: u32) -> Option<u32> {
         attempt += 1;
     }
     None
+}
+
+/// Takes one off `count`, which never falls below 0.
+///
+/// # Safety
+/// `count` must be valid and aligned.
+#[inline(always)]
+unsafe fn count_down(count: *mut u32) {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        // SAFETY: the caller's promise.
+        let now = unsafe { atomic::load(count) };
+        // SAFETY: the caller's promise.
+        if now == 0 || unsafe { atomic::replace(count, now, now - 1) } {
+            return;
+        }
+        attempt += 1;
+    }
 }

@@ -13,21 +13,21 @@ use crate::control::{ticks, timeout, to_ticks};
 static CLOSED: LruHashMap<FlowKey, Closed, 65_536> = LruHashMap::new();
 
 #[inline(always)]
-pub fn remember(key: &FlowKey) {
+pub fn remember(key: &FlowKey, generation: u32) {
     let until = ticks() + to_ticks(timeout::closing());
     // A full map evicts its oldest entry; there is no failure to handle.
-    let _ = CLOSED.insert(key, Closed { until }, 0);
+    let _ = CLOSED.insert(key, Closed { until, generation, zero: 0 }, 0);
 }
 
 /// Whether `packet` is a last word of a connection that was closed a moment ago.
 #[inline(always)]
-pub fn lingers(key: &FlowKey, packet: &Packet) -> bool {
+pub fn lingers(key: &FlowKey, packet: &Packet, generation: u32) -> bool {
     if !matches!(packet.kind, Kind::Tcp) || !tcp::lingers(packet.flags, packet.payload) {
         return false;
     }
-    // SAFETY: the value is one number, valid whoever wrote it.
+    // SAFETY: the value is plain numbers, valid whoever wrote them.
     match unsafe { CLOSED.get(key) } {
-        Some(closed) => ticks() < closed.until,
+        Some(closed) => closed.generation == generation && ticks() < closed.until,
         None => false,
     }
 }

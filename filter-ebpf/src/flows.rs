@@ -68,6 +68,9 @@ impl Direction {
     }
 }
 
+/// How far a reset's number may be from the expected one: segments may have been lost behind this point.
+const RESET_WINDOW: u32 = 1 << 16;
+
 /// A followed connection. The pointer stays readable for as long as the program runs; should another CPU
 /// remove the entry meanwhile, what is written to it is lost or lands in another connection's statistics,
 /// never in a count or a verdict.
@@ -163,6 +166,15 @@ impl Tracked<'_> {
         let opener = self.direction.opener();
         // SAFETY: see the type.
         unsafe {
+            if packet.is_reset() {
+                // Whoever guesses the ports but not the number ends nothing (RFC 5961 section 3.2).
+                let answered = (*flow).state & state::ANSWERED != 0;
+                let off = u32::from_be(packet.seq).wrapping_sub((*flow).next_of_remote) as i32;
+                if from == Side::Sandbox || !answered || off.unsigned_abs() <= RESET_WINDOW {
+                    self.end();
+                }
+                return;
+            }
             let known = match from {
                 Side::Sandbox => &raw mut (*flow).next_of_sandbox,
                 Side::Remote => &raw mut (*flow).next_of_remote,
@@ -171,10 +183,6 @@ impl Tracked<'_> {
             // Something sent again lies before what is known already.
             if next.wrapping_sub(*known) as i32 > 0 || packet.flags & tcp::SYN != 0 {
                 *known = next;
-            }
-            if packet.is_reset() {
-                self.end();
-                return;
             }
             let bits = (*flow).state;
             // The same ports again, before the old connection was seen to end.
@@ -188,7 +196,7 @@ impl Tracked<'_> {
             }
             let bits = atomic::set_bits(&raw mut (*flow).state, added) | added;
             if bits & state::FIN_BOTH == state::FIN_BOTH {
-                closed::remember(self.key);
+                closed::remember(self.key, (*flow).generation);
                 self.end();
             }
         }

@@ -105,7 +105,10 @@ pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     };
     let Ok(packet) = ip::parse(skb, version) else { return deny(None, Reason::Malformed) };
     if matches!(packet.kind, Kind::Neighbour) {
-        return if neighbour::discovery_is_own(skb, &packet, &ethernet, sandbox) {
+        // The host's own addresses are guarded and its to solicit; what is denied is not, even so.
+        let reachable = neighbour::is_link_scope(packet.dst)
+            || !matches!(policy::rule(policy, packet.dst).class(), Class::Denied);
+        return if reachable && neighbour::discovery_is_own(skb, &packet, &ethernet, sandbox) {
             Outcome::Pass(Reason::Neighbour)
         } else {
             deny(Some(packet), Reason::NeighbourClaim)
@@ -150,9 +153,10 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
         // A later fragment to an allowed destination: there is no connection to speak of.
         return Outcome::Pass(reason);
     };
-    // A reset opens nothing.
-    if matches!(packet.kind, Kind::Tcp) && packet.is_reset() {
-        return Outcome::Pass(reason);
+    // Only a SYN opens a connection. Whatever else comes without one belongs to a connection that is over,
+    // or that the sandbox would rather not have counted.
+    if matches!(packet.kind, Kind::Tcp) && !packet.is_syn() {
+        return subject.refused(Reason::Protocol);
     }
     match open_egress(sandbox.slot, subject, key, skb.frame_len()) {
         Ok(()) => Outcome::Pass(reason),
@@ -178,10 +182,11 @@ fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Known
         return Known::Passes(reason);
     }
     if let Some(flow) = flows::find(key, Direction::Inbound) {
+        flow.set_judged(RuleWord::UNMATCHED, policy.generation());
         flow.advance(packet, Side::Sandbox, skb.frame_len());
         return Known::Passes(Reason::Reply);
     }
-    if closed::lingers(key, packet) {
+    if closed::lingers(key, packet, policy.generation()) {
         return Known::Passes(Reason::Reply);
     }
     Known::No
@@ -243,7 +248,10 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     let version = match ethernet.payload {
         // What others claim is the host's to believe or not: their own claims were judged where they
         // came in.
-        Payload::Arp => return Outcome::Pass(Reason::Neighbour),
+        Payload::Arp if skb.frame_len() <= neighbour::MAX_ARP_FRAME => {
+            return Outcome::Pass(Reason::Neighbour);
+        }
+        Payload::Arp => return deny(None, Reason::Malformed),
         Payload::Ipv4 => Version::V4,
         Payload::Ipv6 => Version::V6,
     };
@@ -252,7 +260,11 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
         return deny(Some(packet), Reason::Malformed);
     }
     if matches!(packet.kind, Kind::Neighbour) {
-        return Outcome::Pass(Reason::Neighbour);
+        return if neighbour::is_on_link(skb) {
+            Outcome::Pass(Reason::Neighbour)
+        } else {
+            deny(Some(packet), Reason::NeighbourClaim)
+        };
     }
     let by_host = skb.ingress_ifindex() == 0;
     let Some(key) = FlowKey::of(sandbox.tenant, &packet, Side::Remote) else {
@@ -273,10 +285,11 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
         return Outcome::Pass(Reason::Reply);
     }
     if let Some(flow) = flows::find(&key, Direction::Inbound) {
+        flow.set_judged(RuleWord::UNMATCHED, policy.generation());
         flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
     }
-    if closed::lingers(&key, &packet) {
+    if closed::lingers(&key, &packet, policy.generation()) {
         return Outcome::Pass(Reason::Reply);
     }
     if !(by_host || sandbox.flags & sandbox_flags::INBOUND_ANY != 0) || !sandbox.owns(packet.dst) {

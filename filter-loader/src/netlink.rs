@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use filter_common::frame::Mac;
 use futures_util::{StreamExt, TryStream, TryStreamExt};
+use ipnet::IpNet;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType};
@@ -55,6 +56,8 @@ pub enum Change {
     LinkGone(u32),
     /// The host's addresses are not what they were.
     Addresses,
+    /// Changes came faster than they could be told.
+    Missed,
 }
 
 impl Netlink {
@@ -65,12 +68,20 @@ impl Netlink {
     pub fn open() -> io::Result<(Self, impl futures_util::Stream<Item = Change> + Send + Unpin)> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
         let changes = messages.filter_map(|(message, _)| {
             std::future::ready(match message.payload {
                 NetlinkPayload::InnerMessage(message) => change(&message),
+                // Some were lost; whatever they were, everything is looked at again.
+                NetlinkPayload::Overrun(_) => Some(Change::Missed),
                 _ => None,
             })
         });
@@ -122,6 +133,19 @@ impl Netlink {
                 _ => None,
             })
             .collect())
+    }
+
+    /// Every range that the host takes packets for besides its addresses: broadcast and anycast addresses of
+    /// its subnets, and what a local route says.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub async fn host_ranges(&self) -> io::Result<BTreeSet<IpNet>> {
+        let mut ranges = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            ranges.extend(self.routes(family).await?.iter().filter_map(taken_by_host));
+        }
+        Ok(ranges)
     }
 
     /// Who the host's routes and neighbours say is at the other end of an interface.
@@ -183,10 +207,34 @@ impl Netlink {
 
 fn change(message: &RouteNetlinkMessage) -> Option<Change> {
     match message {
-        RouteNetlinkMessage::DelLink(link) => Some(Change::LinkGone(link.header.index)),
+        // Leaving a bridge is told the same way, under the bridge's family.
+        RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+            Some(Change::LinkGone(link.header.index))
+        }
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Some(Change::Addresses),
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
+            if taken_by_host(route).is_some() =>
+        {
+            Some(Change::Addresses)
+        }
         _ => None,
     }
+}
+
+/// Where a route leads that ends at the host itself. Only of the kernel's own table: other tables have
+/// local routes for packets that the host was asked to intercept.
+fn taken_by_host(route: &RouteMessage) -> Option<IpNet> {
+    const LOCAL_TABLE: u8 = 255;
+    let ends_here = matches!(route.header.kind, RouteType::Local | RouteType::Broadcast | RouteType::Anycast);
+    let len = route.header.destination_prefix_length;
+    if !ends_here || route.header.table != LOCAL_TABLE || len == 0 {
+        return None;
+    }
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(addr)) => IpNet::new((*addr).into(), len).ok(),
+        RouteAttribute::Destination(RouteAddress::Inet6(addr)) => IpNet::new((*addr).into(), len).ok(),
+        _ => None,
+    })
 }
 
 /// The address that a unicast route to a single host through `ifindex` leads to.

@@ -101,18 +101,28 @@ impl Core {
                 lease: None,
             }),
         };
+        // Pins that an interrupted attach left under this name may be of another interface.
+        self.kernel.links.detach(sandbox.id.as_str(), "")?;
         let attached = self.put_in_force(&sandbox, 1).and_then(|()| {
             let in_force = sandbox.in_force();
             self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.policy))
         });
         if let Err(error) = attached {
-            self.take_out_of_force(&sandbox)?;
+            self.take_out_of_force(&sandbox, &mut sandbox.in_force())?;
             return Err(error);
         }
         let sandbox = Arc::new(sandbox);
         self.registry.enter(reservation, sandbox.clone());
+        // News of its end may have come before anybody knew it.
+        if self.block_on(self.netlink.links()).map_err(host)?.iter().all(|link| link.index != sandbox.ifindex)
+        {
+            self.detach_sandbox(&sandbox)?;
+            return Err(ControlError::failed(format!("interface {} went away", sandbox.iface)));
+        }
         // The host's addresses may have changed between the compilation and the entry.
-        self.refresh_if_guard_changed(&sandbox)?;
+        if let Err(error) = self.refresh_if_guard_changed(&sandbox) {
+            tracing::error!(sandbox = %sandbox.id, %error, "cannot follow the host's addresses");
+        }
         self.show_sandbox(&sandbox)
     }
 
@@ -210,27 +220,29 @@ impl Core {
         self.detach_sandbox(&sandbox)
     }
 
-    /// As [`Self::detach`], for whoever has it already.
+    /// As [`Self::detach`], for whoever has it already. In one piece: an update, another detach, or an
+    /// attach under the same name come before it or after it.
     pub(super) fn detach_sandbox(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
-        if sandbox.in_force().lease.is_none() {
+        let mut in_force = sandbox.in_force();
+        if in_force.lease.is_none() {
             return Err(ControlError::not_found(&sandbox.id));
         }
         // Written down first: should the rest be interrupted, the next daemon finishes it.
         self.state.remove(&sandbox.id)?;
-        self.take_out_of_force(sandbox)?;
+        self.take_out_of_force(sandbox, &mut in_force)?;
         self.registry.leave(sandbox);
         Ok(())
     }
 
-    fn take_out_of_force(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
-        let mut in_force = sandbox.in_force();
+    /// The entry in the kernel goes last: by it a next daemon finds what is left, should this be interrupted.
+    fn take_out_of_force(&self, sandbox: &Sandbox, in_force: &mut InForce) -> Result<(), ControlError> {
         self.kernel.links.detach(sandbox.id.as_str(), &sandbox.iface)?;
-        self.kernel.sandboxes.disown(sandbox.ifindex)?;
         // Packets that were under way may still have begun connections.
         self.kernel.policies.wait_grace_period()?;
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         self.kernel.sandboxes.clear(sandbox.slot)?;
+        self.kernel.sandboxes.disown(sandbox.ifindex)?;
         if let Some(lease) = in_force.lease.take() {
             self.kernel.policies.release(lease);
         }

@@ -16,7 +16,9 @@ use crate::netlink::Netlink;
 /// If the host does not say what its addresses are.
 pub async fn present(config: &Config, netlink: &Netlink) -> std::io::Result<Guard> {
     let host: Vec<_> = netlink.host_addresses().await?.into_iter().collect();
-    Ok(Guard::new(&config.guard.open, &config.guard.deny, &host))
+    let mut deny = config.guard.deny.clone();
+    deny.extend(netlink.host_ranges().await?);
+    Ok(Guard::new(&config.guard.open, &deny, &host))
 }
 
 impl Core {

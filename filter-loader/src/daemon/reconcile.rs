@@ -10,7 +10,7 @@ use filter_policy::Policy;
 use super::core::{Core, content_hash};
 use super::registry::{InForce, Sandbox};
 use super::state::Record;
-use crate::error::ControlError;
+use crate::error::{ControlError, ErrorCode};
 
 impl Core {
     /// Brings kernel and records together.
@@ -24,21 +24,40 @@ impl Core {
         let present: HashMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
         let mut kept = HashSet::new();
         let mut adopted = Vec::new();
-        for record in self.state.load()? {
-            // The same name on another index is another interface, and not ours to filter unasked.
-            if present.get(&record.ifindex) == Some(&record.iface) {
-                kept.insert(record.tenant);
-                adopted.push(self.adopt(record)?);
-            } else {
-                tracing::info!(sandbox = %record.id, iface = record.iface, "the interface is gone");
-                self.state.remove(&record.id)?;
+        for mut record in self.state.load()? {
+            let known = self.kernel.sandboxes.on_interface(record.ifindex)?;
+            let is_ours = known.is_some_and(|there| there.tenant == record.tenant);
+            match present.get(&record.ifindex) {
+                // The same name on another index is another interface, and not ours to filter unasked; the
+                // same index under another name is ours if the kernel says so.
+                Some(name) if *name == record.iface || is_ours => record.iface.clone_from(name),
+                Some(_) | None => {
+                    tracing::info!(sandbox = %record.id, iface = record.iface, "the interface is gone");
+                    self.state.remove(&record.id)?;
+                    continue;
+                }
+            }
+            let (id, tenant) = (record.id.clone(), record.tenant);
+            match self.adopt(record) {
+                Ok(sandbox) => {
+                    kept.insert(tenant);
+                    adopted.push(sandbox);
+                }
+                Err(error) if error.code == ErrorCode::Conflict => {
+                    tracing::error!(sandbox = %id, %error, "left out");
+                }
+                Err(error) => return Err(error),
             }
         }
-        self.kernel.policies.adopted()?;
+        // What a sandbox is judged by at the moment stays until its replacement is in force.
+        let live: HashSet<u32> =
+            adopted.iter().map(|sandbox| self.kernel.words.load(sandbox.slot).slot()).collect();
+        self.kernel.policies.adopted(&live)?;
         self.remove_unowned(&kept)?;
         for sandbox in adopted {
             self.repair(&sandbox)?;
         }
+        self.kernel.policies.retire_unused(&live);
         Ok(())
     }
 
@@ -120,10 +139,11 @@ impl Core {
         }
         for there in self.kernel.sandboxes.all()? {
             if !kept.contains(&there.tenant) {
-                self.kernel.sandboxes.disown(there.ifindex)?;
+                self.kernel.policies.wait_grace_period()?;
                 self.kernel.runner.forget(there.tenant, there.slot)?;
                 self.kernel.words.store(there.slot, PolicyWord::default());
                 self.kernel.sandboxes.clear(there.slot)?;
+                self.kernel.sandboxes.disown(there.ifindex)?;
             }
         }
         Ok(())

@@ -150,7 +150,11 @@ impl Registry {
     /// `conflict` if something of it is taken.
     pub fn adopt(&self, sandbox: Arc<Sandbox>) -> Result<(), ControlError> {
         let mut inner = lock(&self.inner);
-        if inner.ids.contains(&sandbox.id) || inner.slots.contains(&sandbox.slot) {
+        let taken = inner.ids.contains(&sandbox.id)
+            || inner.slots.contains(&sandbox.slot)
+            || inner.ifaces.contains_key(&sandbox.ifindex)
+            || sandbox.addrs.iter().any(|addr| inner.addrs.contains_key(addr));
+        if taken {
             return Err(ControlError::conflict(format!("sandbox {} is known already", sandbox.id)));
         }
         inner.take(&sandbox.id, sandbox.ifindex, &sandbox.addrs, sandbox.slot);
@@ -163,6 +167,9 @@ impl Registry {
         /// How many of those that left are remembered.
         const REMEMBERED: usize = 1024;
         let mut inner = lock(&self.inner);
+        if inner.by_id.get(&sandbox.id).is_none_or(|there| there.tenant != sandbox.tenant) {
+            return;
+        }
         inner.by_id.remove(&sandbox.id);
         inner.release(&sandbox.id, sandbox.ifindex, &sandbox.addrs, sandbox.slot);
         inner.left.push_back(sandbox.tenant);

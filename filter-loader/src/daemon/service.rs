@@ -17,7 +17,7 @@ use super::state::StateDir;
 use super::{cut, events, guard};
 use crate::config::Config;
 use crate::config::sections::Attach;
-use crate::error::ControlError;
+use crate::error::{ControlError, ErrorCode};
 use crate::kernel::links::{links_dir, unpin};
 use crate::kernel::object::{Settings, foreign_maps, maps_dir};
 use crate::kernel::{AttachMode, Kernel};
@@ -121,45 +121,46 @@ async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send)
     /// Addresses come in bursts; each burst is followed once.
     const QUIET: Duration = Duration::from_millis(20);
     let mut changes = pin!(changes);
-    while let Some(mut change) = changes.next().await {
-        loop {
-            let mut addresses = false;
-            match change {
-                Change::LinkGone(ifindex) => link_gone(&core, ifindex).await,
-                Change::Addresses => addresses = true,
-            }
-            if !addresses {
+    while let Some(first) = changes.next().await {
+        let mut burst = vec![first];
+        while let Ok(Some(more)) = tokio::time::timeout(QUIET, changes.next()).await {
+            burst.push(more);
+            if burst.len() >= 1024 {
                 break;
             }
-            // More of the burst, or something else that must not wait for it.
-            match tokio::time::timeout(QUIET, changes.next()).await {
-                Ok(Some(Change::Addresses)) => change = Change::Addresses,
-                Ok(Some(other)) => {
-                    follow(&core).await;
-                    change = other;
-                }
-                Ok(None) | Err(_) => {
-                    follow(&core).await;
-                    break;
-                }
-            }
+        }
+        if burst.iter().any(|change| !matches!(change, Change::Addresses)) {
+            detach_the_gone(&core).await;
+        }
+        if burst.iter().any(|change| !matches!(change, Change::LinkGone(_)))
+            && let Err(error) = blocking(&core, Core::follow_host).await
+        {
+            tracing::error!(%error, "cannot follow the host's addresses");
         }
     }
     tracing::error!("the kernel no longer tells of changes; restart the daemon");
 }
 
-async fn link_gone(core: &Arc<Core>, ifindex: u32) {
-    let Some(sandbox) = core.registry.on_interface(ifindex) else { return };
-    tracing::info!(sandbox = %sandbox.id, iface = sandbox.iface, "the interface is gone; detaching");
-    let id = sandbox.id.clone();
-    if let Err(error) = blocking(core, move |core| core.detach(&id)).await {
-        tracing::error!(sandbox = %sandbox.id, %error, "cannot clean up");
-    }
-}
-
-async fn follow(core: &Arc<Core>) {
-    if let Err(error) = blocking(core, Core::follow_host).await {
-        tracing::error!(%error, "cannot follow the host's addresses");
+/// Detaches every sandbox whose interface the kernel no longer has.
+async fn detach_the_gone(core: &Arc<Core>) {
+    let links = match core.netlink.links().await {
+        Ok(links) => links,
+        Err(error) => {
+            tracing::error!(%error, "cannot look which interfaces there are");
+            return;
+        }
+    };
+    for sandbox in core.registry.all() {
+        if links.iter().any(|link| link.index == sandbox.ifindex) {
+            continue;
+        }
+        tracing::info!(sandbox = %sandbox.id, iface = sandbox.iface, "the interface is gone; detaching");
+        let gone = sandbox.clone();
+        match blocking(core, move |core| core.detach_sandbox(&gone)).await {
+            Ok(()) => {}
+            Err(error) if error.code == ErrorCode::NotFound => {}
+            Err(error) => tracing::error!(sandbox = %sandbox.id, %error, "cannot clean up"),
+        }
     }
 }
 

@@ -82,6 +82,7 @@ impl Links {
     /// If the kernel refuses. Nothing stays attached that was not before.
     pub fn attach(&self, key: &str, iface: &str) -> Result<(), KernelError> {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !self.dir.join(key).exists();
         for (way, program) in programs.iter_mut() {
             let attached = if self.tcx {
                 self.attach_tcx(key, iface, *way, program)
@@ -90,7 +91,10 @@ impl Links {
             };
             if let Err(error) = attached {
                 drop(programs);
-                self.detach(key, iface)?;
+                // What was in force before this call stays.
+                if is_new {
+                    self.detach(key, iface)?;
+                }
                 return Err(error);
             }
         }
@@ -113,7 +117,6 @@ impl Links {
                 // The link of an interface that is gone: the kernel took it off.
                 Err(error) => tracing::debug!(%error, "making the link anew"),
             }
-            fs::remove_file(&path).map_err(pins(&path))?;
         }
         // First, so that no other program can let a packet past us.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -122,6 +125,10 @@ impl Links {
         let link = classifier.take_link(id).map_err(&attach_error)?;
         let link =
             FdLink::try_from(link).map_err(|source| KernelError::Link { path: path.clone(), source })?;
+        // The old one goes when the new one is there.
+        if path.exists() {
+            fs::remove_file(&path).map_err(pins(&path))?;
+        }
         link.pin(&path)?;
         Ok(())
     }

@@ -130,16 +130,18 @@ impl Policies {
     }
 
     /// To be called once, after all [`Self::adopt`] and before any [`Self::lease`]: what no sandbox uses is
-    /// free, and what is left of other policies is removed.
+    /// free, and what is left of other policies is removed. Slots in `live` are left alone until
+    /// [`Self::retire_unused`].
     ///
     /// # Errors
     /// If the kernel's map cannot be read.
-    pub fn adopted(&self) -> Result<(), KernelError> {
+    pub fn adopted(&self, live: &HashSet<u32>) -> Result<(), KernelError> {
         let mut stale = Vec::new();
         {
             let numbers = lock(&self.shared.numbers);
             let mut slots = lock(&self.shared.slots);
-            let taken: HashSet<u32> = slots.used.values().map(|used| used.slot).collect();
+            let taken: HashSet<u32> =
+                slots.used.values().map(|used| used.slot).chain(live.iter().copied()).collect();
             for slot in 0..GRACE_SLOT {
                 let occupied = numbers.get(&slot, 0).map_err(map("POLICIES"))?.egress_connections != 0;
                 if occupied || taken.contains(&slot) {
@@ -157,6 +159,15 @@ impl Policies {
         }
         self.ask(Chore::Refill);
         Ok(())
+    }
+
+    /// Clears those of the `live` slots that nobody turned out to use.
+    pub fn retire_unused(&self, live: &HashSet<u32>) {
+        let slots = lock(&self.shared.slots);
+        let used: HashSet<u32> = slots.used.values().map(|used| used.slot).collect();
+        for slot in live.difference(&used).filter(|slot| **slot < slots.next) {
+            self.ask(Chore::Clear(*slot));
+        }
     }
 
     /// Has `compiled` in the kernel, and a use of it. Builds it only if nobody has an equal one.
