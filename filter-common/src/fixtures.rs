@@ -106,7 +106,8 @@ fn v6_packet(src: Ipv6Addr, dst: Ipv6Addr, extensions: &[(u8, Vec<u8>)], protoco
     behind.extend_from_slice(l4);
     let len = u16::try_from(behind.len()).unwrap_or(0).to_be_bytes();
     let first = extensions.first().map_or(protocol, |(number, _)| *number);
-    let head = [0x60, 0, 0, 0, len[0], len[1], first, 64];
+    // As neighbour discovery demands; nothing else minds.
+    let head = [0x60, 0, 0, 0, len[0], len[1], first, 255];
     [&head[..], &src.octets(), &dst.octets(), &behind].concat()
 }
 

@@ -119,7 +119,9 @@ pub fn arp_is_own(arp: &Arp, ethernet: &Ethernet, sandbox: &Sandbox) -> bool {
 /// Not inlined: it is rare, and the kernel gives a program little stack.
 #[inline(never)]
 pub fn discovery_is_own<R: Read>(read: &R, packet: &Packet, ethernet: &Ethernet, sandbox: &Sandbox) -> bool {
-    if !matches!(packet.kind, Kind::Neighbour) || !is_on_link(read) {
+    // No host puts extension headers before it, and they could carry anything.
+    const PLAIN: u32 = ETHERNET_LEN + 40;
+    if !matches!(packet.kind, Kind::Neighbour) || !is_on_link(read) || packet.l4 != PLAIN {
         return false;
     }
     let Some([head]) = read.words_at::<1>(packet.l4) else { return false };

@@ -155,9 +155,11 @@ fn every_option_is_read() {
     let nonce = vec![14, 1, 1, 2, 3, 4, 5, 6];
     let longer_nonce = [&[14, 2][..], &[0; 14]].concat();
     let wide = [&[1, 2][..], &MAC, &[0; 8]].concat();
-    let table: [(&str, Vec<Vec<u8>>, bool); 12] = [
+    let table: [(&str, Vec<Vec<u8>>, bool); 14] = [
         ("none", vec![], true),
-        ("own behind others", vec![nonce.clone(), longer_nonce.clone(), own.clone()], true),
+        ("own behind others", vec![nonce.clone(), nonce.clone(), own.clone()], true),
+        ("longer than any host needs", vec![longer_nonce.clone(), own.clone()], false),
+        ("unknown", vec![vec![253, 1, 1, 2, 3, 4, 5, 6]], false),
         ("four", vec![own.clone(), nonce.clone(), nonce.clone(), own.clone()], true),
         ("foreign second", vec![own.clone(), foreign.clone()], false),
         ("foreign behind a longer one", vec![longer_nonce.clone(), foreign.clone()], false),
@@ -197,14 +199,28 @@ fn a_message_ends_where_the_packet_ends() {
 }
 
 #[test]
-fn discovery_behind_extension_headers_is_judged_alike() {
+fn discovery_behind_extension_headers_is_refused() {
     let message = |target| discovery(NA, Some(target));
     let chains =
         [vec![extension(HOP_BY_HOP, 1)], vec![extension(DESTINATION_OPTIONS, 2)], vec![fragment(0, false)]];
     for chain in chains {
-        assert!(is_own(&v6_with(&chain, protocol::ICMP_V6, &message(OWN)), &sandbox()));
+        assert!(!is_own(&v6_with(&chain, protocol::ICMP_V6, &message(OWN)), &sandbox()));
         assert!(!is_own(&v6_with(&chain, protocol::ICMP_V6, &message(NEIGHBOUR)), &sandbox()));
     }
+}
+
+#[test]
+fn discovery_stays_on_the_link() {
+    let to = |dst: &str, target: &str| {
+        let l4 = discovery(NS, Some(target));
+        frame(&packet(OWN.parse().unwrap(), dst.parse().unwrap(), protocol::ICMP_V6, &l4))
+    };
+    assert!(is_own(&to("fe80::1", NEIGHBOUR), &sandbox()));
+    assert!(is_own(&to(NEIGHBOUR, NEIGHBOUR), &sandbox()), "is that one still there?");
+    assert!(!is_own(&to("2001:db8:198::10", NEIGHBOUR), &sandbox()), "nobody there could answer");
+    let mut forwarded = to("ff02::1", NEIGHBOUR);
+    forwarded[IP + 7] = 254;
+    assert!(!is_own(&forwarded, &sandbox()));
 }
 
 #[test]
