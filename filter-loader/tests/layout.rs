@@ -36,7 +36,6 @@ fn shared_types_lie_where_the_programs_have_them() {
     same_layout!(
         btf,
         Flow {
-            opened,
             last_seen,
             bytes_out,
             bytes_in,
@@ -46,11 +45,12 @@ fn shared_types_lie_where_the_programs_have_them() {
             next_of_sandbox,
             next_of_remote,
             slot,
+            opened,
             macs,
             zero,
         }
     );
-    same_layout!(btf, Closed { until });
+    same_layout!(btf, Closed { until, generation, zero });
     same_layout!(btf, Sandbox { tenant, slot, flags, ifindex, addr_count, mac, zero, addrs });
     same_layout!(btf, Policy { egress_connections, zero, hash });
     same_layout!(btf, Budget { active, peak, refused, inbound, zero });

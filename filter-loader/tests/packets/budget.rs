@@ -186,11 +186,28 @@ fn inbound_connections_have_a_limit_of_their_own() {
     assert_eq!(machine.run(FromHost, &call(INBOUND_LIMIT)).action, UNSPEC);
 }
 
+/// However the count came to be too low: it does not become four thousand million.
+#[test]
+fn a_count_never_falls_below_nothing() {
+    let mut machine = Machine::new();
+    machine.used = true;
+    let (a, b) = (here(Family::V4), there(Family::V4));
+    assert_eq!(machine.run(Out, &tcp(a, b, SYN, b"").bytes).action, UNSPEC);
+    machine.set_budget(0);
+    assert_eq!(machine.run(Out, &tcp(a, b, RST, b"").bytes).action, UNSPEC);
+    assert!(machine.snapshot().egress.is_empty());
+    assert_eq!(machine.budget().active, 0);
+    assert_eq!(machine.run(Out, &tcp(a, b, SYN, b"").bytes).action, UNSPEC);
+    assert_eq!(machine.budget().active, 1);
+}
+
 #[test]
 fn counters_are_the_slots_own() {
-    let machine = Machine::new();
-    let frame = tcp(here(Family::V4), there(Family::V4), RST, b"");
+    let mut machine = Machine::new();
+    machine.used = true;
+    let frame = tcp(here(Family::V4), there(Family::V4), SYN, b"");
     assert_eq!(machine.run(Out, &frame.bytes).action, UNSPEC);
+    assert_eq!(machine.snapshot().count(Reason::Default).0, 1);
     for other in [0, 1, SLOT - 1, SLOT + 1] {
         let snapshot = machine.snapshot_of(other);
         assert!(snapshot.counters.by_reason.iter().all(|count| count.packets == 0), "slot {other}");

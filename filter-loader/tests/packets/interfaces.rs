@@ -53,7 +53,8 @@ fn an_interface_of_nobody_lets_nothing_through() {
 fn a_displaced_sandbox_is_found() {
     let mut machine = Machine::new();
     machine.displace(&Tenant::ORDINARY);
-    let frame = tcp(here(Family::V4), there(Family::V4), RST, b"");
+    machine.used = true;
+    let frame = tcp(here(Family::V4), there(Family::V4), SYN, b"");
     assert_eq!(machine.run(Out, &frame.bytes).action, UNSPEC);
     assert_eq!(machine.snapshot().count(Reason::Default), (1, frame.len()));
     assert_eq!(machine.snapshot_of(SLOT + 1).count(Reason::Default), (0, 0));

@@ -4,7 +4,7 @@
 use filter_common::frame::{self, Payload};
 use filter_common::ip::{self, Kind, Version};
 use filter_common::layout::Sandbox;
-use filter_common::{Decision, Reason, decide, neighbour};
+use filter_common::{Class, Decision, Reason, decide, neighbour};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -33,7 +33,9 @@ fn judge(mut bytes: &[u8], sandbox: &Sandbox, policy: Document) -> Reason {
     };
     let Ok(packet) = ip::parse(read, version) else { return Reason::Malformed };
     if packet.kind == Kind::Neighbour {
-        return if neighbour::discovery_is_own(read, &packet, &ethernet, sandbox) {
+        let reachable =
+            neighbour::is_link_scope(packet.dst) || !matches!(policy.rule(packet.dst).class(), Class::Denied);
+        return if reachable && neighbour::discovery_is_own(read, &packet, &ethernet, sandbox) {
             Reason::Neighbour
         } else {
             Reason::NeighbourClaim
@@ -41,7 +43,15 @@ fn judge(mut bytes: &[u8], sandbox: &Sandbox, policy: Document) -> Reason {
     }
     match decide::identity(&packet, sandbox) {
         Err(reason) => reason,
-        Ok(()) => decide::judge(&packet, policy.rule(packet.dst)),
+        Ok(()) => match decide::judge(&packet, policy.rule(packet.dst)) {
+            // There is no connection that it could belong to.
+            reason
+                if reason.decision() == Decision::Allow && packet.kind == Kind::Tcp && !packet.is_syn() =>
+            {
+                Reason::Protocol
+            }
+            reason => reason,
+        },
     }
 }
 
@@ -55,12 +65,12 @@ fn the_kernel_decides_as_the_host_does() {
     for policy in [Document::Empty, Document::Listed, Document::Denied] {
         machine.adopt(policy);
         for row in all().iter().step_by(if policy == Document::Empty { 1 } else { 3 }) {
-            // A tenant a row: what it may open is not known to the next.
-            machine.tenant += 1;
-            machine.seat(SLOT, IFINDEX, machine.tenant, &Tenant::ORDINARY);
-            machine.adopt(policy);
-            let sandbox = Tenant::ORDINARY.sandbox(machine.tenant, SLOT, IFINDEX);
             for round in 0..GARBLED {
+                // A tenant a frame: what it may open is not known to the next.
+                machine.tenant += 1;
+                machine.seat(SLOT, IFINDEX, machine.tenant, &Tenant::ORDINARY);
+                machine.adopt(policy);
+                let sandbox = Tenant::ORDINARY.sandbox(machine.tenant, SLOT, IFINDEX);
                 let mut bytes = row.frame.bytes.clone();
                 for _ in 0..round.min(4) {
                     let place = random.random_range(0..bytes.len().min(90));

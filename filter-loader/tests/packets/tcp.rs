@@ -6,7 +6,7 @@ use filter_common::tcp::{Phase, phase, state};
 
 use crate::fixtures::frames::*;
 use crate::fixtures::machine::Direction::{self, Forwarded, FromHost, Out};
-use crate::fixtures::machine::{Machine, REDIRECT, UNSPEC};
+use crate::fixtures::machine::{Machine, REDIRECT, SHOT, UNSPEC};
 use crate::fixtures::policies::Document;
 
 /// A segment: who sends it, flags, sequence and acknowledgement number, bytes of data.
@@ -193,27 +193,106 @@ fn sequence_numbers_follow_the_newest_byte() {
 }
 
 #[test]
-fn data_behind_the_end_is_a_connection_of_its_own() {
+fn data_behind_the_end_is_refused() {
     each_family(|machine, family| {
         send(machine, family, &HANDSHAKE);
         send(machine, family, &[(Out, FIN_ACK, 101, 501, 0), (Forwarded, FIN_ACK, 501, 102, 0)]);
-        // Under a policy that denies it: refused.
+        assert_eq!(try_send(machine, family, (Out, PSH_ACK, 102, 502, 9)), REDIRECT);
+        assert_eq!(try_send(machine, family, (Out, FIN_ACK, 101, 502, 9)), REDIRECT);
+        assert_eq!(machine.snapshot().count(Reason::Protocol).0, 2);
+        assert_eq!(machine.budget().active, 0);
+        // Last words still pass, as long as the policy is the one that it was closed under.
+        send(machine, family, &[(Out, ACK, 102, 502, 0)]);
         machine.adopt(Document::Denied);
         assert_eq!(try_send(machine, family, (Out, PSH_ACK, 102, 502, 9)), REDIRECT);
+        assert_eq!(try_send(machine, family, (Out, ACK, 102, 502, 0)), REDIRECT);
+        assert_eq!(machine.snapshot().count(Reason::DeniedCidr).0, 2);
+        assert_eq!(try_send(machine, family, (Forwarded, ACK, 502, 102, 0)), SHOT);
         assert_eq!(machine.budget().active, 0);
-        assert_eq!(machine.snapshot().count(Reason::DeniedCidr).0, 1);
-        // Last words of what was allowed still pass.
-        send(machine, family, &[(Out, ACK, 102, 502, 0)]);
     });
 }
 
 #[test]
-fn a_connection_picked_up_in_its_middle_counts_and_closes() {
+fn only_a_syn_opens_a_connection() {
     each_family(|machine, family| {
-        send(machine, family, &[(Out, PSH_ACK, 1, 1, 10)]);
-        assert_eq!(machine.budget().active, 1);
-        send(machine, family, &[(Out, FIN_ACK, 11, 1, 0), (Forwarded, FIN_ACK, 1, 12, 0)]);
+        for flags in [PSH_ACK, ACK, FIN_ACK, SYN_ACK] {
+            assert_eq!(try_send(machine, family, (Out, flags, 1, 1, 10)), REDIRECT, "{flags:#x}");
+        }
+        for flags in [RST, RST_ACK] {
+            assert_eq!(try_send(machine, family, (Out, flags, 1, 1, 0)), SHOT, "{flags:#x}");
+        }
+        let snapshot = machine.snapshot();
+        assert_eq!(snapshot.count(Reason::Protocol).0, 6);
+        assert!(snapshot.egress.is_empty() && snapshot.inbound.is_empty());
+        assert_eq!((machine.budget().active, machine.budget().peak), (0, 0));
+        // Nor does what comes back then belong to anything.
+        assert_eq!(try_send(machine, family, (Forwarded, ACK, 1, 11, 0)), SHOT);
+    });
+}
+
+#[test]
+fn a_forged_reset_ends_nothing() {
+    const WINDOW: u32 = 65_536;
+    let off = |distance: u32| 501_u32.wrapping_add(distance);
+    each_family(|machine, family| {
+        // Before the other end answers, no number of its own is expected.
+        send(machine, family, &[HANDSHAKE[0], (Forwarded, RST_ACK, off(1 << 31), 101, 0)]);
         assert_eq!(machine.budget().active, 0);
+        // From its answer on there is one.
+        send(machine, family, &HANDSHAKE[..2]);
+        send(machine, family, &[(Forwarded, RST, off(1 << 31), 0, 0)]);
+        assert_eq!(phase(only(machine).state), Phase::HalfOpen);
+        send(machine, family, &[(Forwarded, RST, off(0), 0, 0)]);
+        assert_eq!(machine.budget().active, 0);
+        for inside in [0, 1, WINDOW, WINDOW.wrapping_neg()] {
+            send(machine, family, &HANDSHAKE);
+            for outside in [WINDOW + 1, 1 << 30, 1 << 31, (WINDOW + 1).wrapping_neg()] {
+                let before = only(machine);
+                send(machine, family, &[(Forwarded, RST, off(outside), 0, 0)]);
+                let after = only(machine);
+                assert_eq!(machine.budget().active, 1, "{outside:#x} off");
+                assert_eq!(
+                    (after.state, after.next_of_remote),
+                    (before.state, before.next_of_remote),
+                    "{outside:#x} off"
+                );
+            }
+            send(machine, family, &[(Forwarded, RST, off(inside), 0, 0)]);
+            assert_eq!(machine.budget().active, 0, "{inside:#x} off");
+        }
+        // The sandbox ends its own connections with any number.
+        send(machine, family, &HANDSHAKE);
+        send(machine, family, &[(Out, RST, 1 << 31, 0, 0)]);
+        assert_eq!(machine.budget().active, 0);
+    });
+}
+
+#[test]
+fn a_forged_reset_ends_no_inbound_connection() {
+    each_family(|machine, family| {
+        send(
+            machine,
+            family,
+            &[(FromHost, SYN, 9, 0, 0), (Out, SYN_ACK, 70, 10, 0), (FromHost, ACK, 10, 71, 0)],
+        );
+        send(machine, family, &[(FromHost, RST, 1 << 30, 0, 0)]);
+        assert_eq!(machine.budget().inbound, 1);
+        send(machine, family, &[(FromHost, RST, 10, 0, 0)]);
+        assert_eq!(machine.budget().inbound, 0);
+    });
+}
+
+#[test]
+fn an_inbound_connection_follows_the_generation() {
+    each_family(|machine, family| {
+        send(machine, family, &[(FromHost, SYN, 9, 0, 0)]);
+        for segment in [(Out, SYN_ACK, 70, 10, 0), (FromHost, ACK, 10, 71, 0)] {
+            let before = machine.generation;
+            machine.adopt(Document::Denied);
+            assert_ne!(machine.generation, before);
+            send(machine, family, &[segment]);
+            assert_eq!(only(machine).generation, machine.generation, "{segment:?}");
+        }
     });
 }
 
