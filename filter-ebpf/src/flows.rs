@@ -68,6 +68,9 @@ impl Direction {
     }
 }
 
+/// How far ahead of what is known a segment may be, in bytes: more than any receive window in use.
+const MOST_AHEAD: u32 = 1 << 26;
+
 /// How far a reset's number may be from the expected one: segments may have been lost behind this point.
 const RESET_WINDOW: u32 = 1 << 16;
 
@@ -179,9 +182,13 @@ impl Tracked<'_> {
                 Side::Sandbox => &raw mut (*flow).next_of_sandbox,
                 Side::Remote => &raw mut (*flow).next_of_remote,
             };
+            // Something sent again lies before what is known already; what lies far ahead, or begins anew
+            // what was answered, is not the other end's.
             let next = packet.next_seq();
-            // Something sent again lies before what is known already.
-            if next.wrapping_sub(*known) as i32 > 0 || packet.flags & tcp::SYN != 0 {
+            let ahead = next.wrapping_sub(*known);
+            let begins = packet.flags & tcp::SYN != 0
+                && (from == Side::Sandbox || (*flow).state & state::ANSWERED == 0);
+            if begins || (ahead != 0 && ahead <= MOST_AHEAD) {
                 *known = next;
             }
             let bits = (*flow).state;
