@@ -119,7 +119,7 @@ pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     }
     let key = FlowKey::of(sandbox.tenant, &packet, Side::Sandbox);
     if let Some(key) = &key
-        && let Known::Passes(reason) = known(skb, &packet, key, policy)
+        && let Some(reason) = known(skb, &packet, key, policy)
     {
         return Outcome::Pass(reason);
     }
@@ -164,32 +164,27 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
     }
 }
 
-/// Whether a packet belongs to a known connection that may go on.
-enum Known {
-    Passes(Reason),
-    No,
-}
-
-/// Follows a packet of the sandbox along the connection that it belongs to.
+/// Follows a packet of the sandbox along the connection that it belongs to. `None` if it belongs to none, or to
+/// one that may not go on.
 #[inline(always)]
-fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Known {
+fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Option<Reason> {
     if let Some(flow) = flows::find(key, Direction::Egress) {
         if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
-            return Known::No;
+            return None;
         }
         let reason = decide::reason_of(flow.rule());
         flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Known::Passes(reason);
+        return Some(reason);
     }
     if let Some(flow) = flows::find(key, Direction::Inbound) {
         flow.set_judged(RuleWord::UNMATCHED, policy.generation());
         flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Known::Passes(Reason::Reply);
+        return Some(Reason::Reply);
     }
     if closed::lingers(key, packet, policy.generation()) {
-        return Known::Passes(Reason::Reply);
+        return Some(Reason::Reply);
     }
-    Known::No
+    None
 }
 
 /// Judges a connection of an earlier policy under the one in force.

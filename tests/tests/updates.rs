@@ -402,8 +402,8 @@ fn equal_policies_share_a_trie() -> Result<()> {
 #[test]
 fn a_thousand_replacements_under_load() -> Result<()> {
     const REPLACEMENTS: usize = 1000;
-    /// On a machine with nothing else to do it takes half of that.
-    const BUDGET: Duration = Duration::from_secs(40);
+    /// A bound on the load, should an update hang; not a figure.
+    const BUDGET: Duration = Duration::from_secs(180);
     let large = |second: u8| {
         let allowed = (0..999_u16).map(|n| format!("20.{second}.{}.{}/32", n / 250, n % 250));
         let allowed: Vec<_> = allowed.chain([A.to_string()]).collect();
