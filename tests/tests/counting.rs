@@ -22,7 +22,7 @@ use support_b::{
 };
 
 /// One second of idleness, the timer's round, and some slack for a busy machine.
-const EXPIRED: Duration = Duration::from_secs(6);
+const EXPIRED: Duration = Duration::from_secs(12);
 
 struct Stand {
     daemon: Daemon,
@@ -284,7 +284,7 @@ fn never_over<T: Send>(control: &Control, id: &str, work: impl FnOnce() -> Resul
 #[test]
 fn floods_of_openings_stop_at_the_limit_and_pass() -> Result<()> {
     let Stand { daemon, control, sandbox, topology } =
-        &stand("[timeouts]\ntcp_half_open = \"2s\"\nudp = \"2s\"\nicmp = \"2s\"\n", &json!({}))?;
+        &stand("[timeouts]\ntcp_half_open = \"5s\"\nudp = \"5s\"\nicmp = \"5s\"\n", &json!({}))?;
     let neighbour = topology.sandbox(2)?;
     daemon.attach("two", &neighbour, &json!({}))?;
     let _echo = topology.serve(Service::TcpEcho, 7)?;
@@ -296,7 +296,7 @@ fn floods_of_openings_stop_at_the_limit_and_pass() -> Result<()> {
         never_over(control, "one", send).context(what.to_owned())?;
         // Faster than anything expires, or this would not tell the limit from the timeouts.
         let took = start.elapsed();
-        assert!(took < Duration::from_millis(1900), "{what}: this machine is too slow, it took {took:?}");
+        assert!(took < Duration::from_millis(4900), "{what}: this machine is too slow, it took {took:?}");
         let after = control.connections("one")?;
         assert_eq!((after.peak, after.refused - before.refused), (2500, count - 2500), "{what}");
         assert!(reaches(&neighbour, (A, 7))?, "the neighbour has nothing to do with it");
