@@ -16,7 +16,7 @@ use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
 
 use crate::control::{ticks, timeout, to_nanoseconds};
-use crate::{atomic, budget, closed, events};
+use crate::{atomic, budget, closed, events, punt};
 
 /// Not LRU: evicting an entry would corrupt the count.
 pub type Shard<const ENTRIES: usize> = HashMap<FlowKey, Flow, ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
@@ -203,7 +203,7 @@ impl Tracked<'_> {
             }
             let bits = atomic::set_bits(&raw mut (*flow).state, added) | added;
             if bits & state::FIN_BOTH == state::FIN_BOTH {
-                closed::remember(self.key, (*flow).generation);
+                closed::remember(self.key, (*flow).generation, self.rule());
                 self.end();
             }
         }
@@ -240,6 +240,10 @@ unsafe fn end(key: *const FlowKey, flow: *mut Flow, direction: Direction) -> boo
     if !remove(unsafe { &*key }, direction) {
         told.discard();
         return false;
+    }
+    if decide::belongs_to_inspector(rule) {
+        // SAFETY: the caller's promise.
+        punt::forget(unsafe { &*key });
     }
     give_back(slot, direction);
     told.submit();
@@ -292,7 +296,15 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
     if !insert(key, direction, flow) {
         give_back(slot, direction);
         // Either there is no room, or another CPU was quicker with the same connection.
-        return if find(key, direction).is_some() { Ok(()) } else { Err(Reason::Capacity) };
+        return match find(key, direction) {
+            Some(_) => Ok(()),
+            None => {
+                if decide::belongs_to_inspector(RuleWord::from_bits(flow.rule)) {
+                    punt::forget(key);
+                }
+                Err(Reason::Capacity)
+            }
+        };
     }
     if matches!(direction, Direction::Egress) {
         budget::note_peak(slot);

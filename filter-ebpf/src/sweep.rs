@@ -7,8 +7,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::bpf_for_each_map_elem, programs::TcContext};
-use filter_common::decide;
 use filter_common::layout::{Flow, FlowKey, PolicyWord, sweep};
+use filter_common::{RuleWord, decide};
 
 use crate::flows::{self, Direction};
 use crate::skb::Skb;
@@ -88,9 +88,9 @@ unsafe extern "C" fn rejudge(
         if (*key).tenant() != (*shared).tenant || (*flow).generation == policy.generation() {
             return GO_ON;
         }
-        let rule = policy::rule(policy, (*key).remote());
-        if decide::permits(rule) {
-            (*flow).rule = rule.bits();
+        let (held, rule) = (RuleWord::from_bits((*flow).rule), policy::rule(policy, (*key).remote()));
+        if decide::permits(held, rule) {
+            (*flow).rule = decide::held_under(held, rule).bits();
             (*flow).generation = policy.generation();
             return GO_ON;
         }

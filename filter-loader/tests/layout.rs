@@ -50,8 +50,8 @@ fn shared_types_lie_where_the_programs_have_them() {
             zero,
         }
     );
-    same_layout!(btf, Closed { until, generation, zero });
-    same_layout!(btf, Sandbox { tenant, slot, flags, ifindex, addr_count, mac, zero, addrs });
+    same_layout!(btf, Closed { until, generation, rule });
+    same_layout!(btf, Sandbox { tenant, slot, flags, ifindex, addr_count, mac, iface_mac, addrs });
     same_layout!(btf, Policy { egress_connections, zero, hash });
     same_layout!(btf, Budget { active, peak, refused, inbound, zero });
     same_layout!(btf, Counters { by_reason });
@@ -78,7 +78,8 @@ fn shared_types_lie_where_the_programs_have_them() {
             zero,
         }
     );
-    same_layout!(btf, Cut { key, ifindex, next_of_sandbox, next_of_remote, macs });
+    same_layout!(btf, Cut { key, ifindex, next_of_sandbox, next_of_remote, macs, rule });
+    same_layout!(btf, Punt { tenant });
     same_layout!(btf, Expiry { timer, cursor, running });
 }
 
@@ -89,6 +90,10 @@ fn the_key_of_a_flow_has_no_padding() {
     let (size, fields) = btf.layout("FlowKey");
     assert_eq!(size as usize, size_of::<FlowKey>());
     let expected = [("local", 0), ("remote", 16), ("tenant", 32), ("ports", 36), ("protocol", 40)];
+    assert_eq!(fields, expected.map(|(name, offset)| (name.to_owned(), offset)));
+    let (size, fields) = btf.layout("PuntKey");
+    assert_eq!(size as usize, size_of::<PuntKey>());
+    let expected = [("src", 0), ("dst", 16), ("ports", 32), ("protocol", 36)];
     assert_eq!(fields, expected.map(|(name, offset)| (name.to_owned(), offset)));
     let (size, _) = btf.layout("Addr");
     assert_eq!(size as usize, size_of::<Addr>());
@@ -107,10 +112,10 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
     let ring = |bytes: u32| (BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
     let (key, flow, closed) =
         (size(size_of::<FlowKey>()), size(size_of::<Flow>()), size(size_of::<Closed>()));
-    let expected: [(&str, Definition); 16] = [
+    let expected: [(&str, Definition); 19] = [
         ("BUDGETS", array(size_of::<Budget>(), MAX_SANDBOXES)),
         ("CLOSED", (BPF_MAP_TYPE_LRU_HASH as u32, key, closed, 65_536, 0)),
-        ("COUNTERS", array(size_of::<Counters>(), MAX_SANDBOXES)),
+        ("COUNTERS", (BPF_MAP_TYPE_ARRAY as u32, 4, size(size_of::<Counters>()), MAX_SANDBOXES, MMAPABLE)),
         ("CUTS", ring(256 << 10)),
         ("DISPLACED", (BPF_MAP_TYPE_HASH as u32, 4, size(size_of::<Sandbox>()), MAX_SANDBOXES, NO_PREALLOC)),
         ("EGRESS", outer(FLOW_SHARDS)),
@@ -120,10 +125,22 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
         ("INBOUND", outer(FLOW_SHARDS)),
         ("POLICIES", array(size_of::<Policy>(), MAX_POLICIES)),
         ("POLICY_WORDS", (BPF_MAP_TYPE_ARRAY as u32, 4, 8, MAX_SANDBOXES, MMAPABLE)),
+        (
+            "PUNTED",
+            (
+                BPF_MAP_TYPE_HASH as u32,
+                size(size_of::<PuntKey>()),
+                size(size_of::<Punt>()),
+                MAX_PUNTED,
+                NO_PREALLOC,
+            ),
+        ),
         ("SANDBOXES", array(size_of::<Sandbox>(), MAX_SANDBOXES)),
         ("SHARD_SEED", array(size_of::<ShardSeed>(), 1)),
+        ("SOCKETS", (BPF_MAP_TYPE_SOCKMAP as u32, 4, 4, socket::COUNT, 0)),
         ("THROTTLES", array(size_of::<Throttle>(), MAX_SANDBOXES)),
         ("TRIES", outer(MAX_POLICIES)),
+        ("VERDICTS", (BPF_MAP_TYPE_LRU_HASH as u32, key, 4, MAX_VERDICTS, 0)),
     ];
     let object = object();
     let mut found: Vec<(&str, Definition)> = object
