@@ -14,5 +14,21 @@
     allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test panics to fail")
 )]
 
+pub mod authority;
+mod connection;
+mod dial;
+pub mod dns;
+#[cfg(test)]
+mod harness;
+pub mod hello;
 pub mod host;
+pub mod http;
+mod open;
+mod pipe;
+mod relay;
+pub mod resolve;
 pub mod rules;
+pub mod server;
+mod tls;
+#[cfg(test)]
+mod tls_tests;

@@ -8,6 +8,7 @@ use filter_common::ip::{Kind, protocol};
 use filter_common::layout::{Ends, FlowKey, MAX_INSPECTED_PORTS, PuntKey, socket};
 use filter_common::tcp::Side;
 use filter_common::{Addr, RuleWord};
+use filter_inspector::dns::{self, Forwarder};
 use filter_inspector::host::{Event, Flow, Happening, Host, Tenant, Transport};
 use filter_inspector::resolve::{self, Resolver};
 use filter_inspector::rules::Rules;
@@ -85,7 +86,8 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     };
     let resolver = resolver(core)?;
     let hosted = Arc::new(Hosted { core: Arc::downgrade(core), told });
-    let inspector = Inspector::new(hosted, resolver, settings);
+    let forwarder = Forwarder::new(resolver.clone());
+    let inspector = Inspector::new(hosted.clone(), resolver, settings);
 
     let listeners = Listeners::bind().map_err(failed("its sockets"))?;
     let punts = &core.kernel.punts;
@@ -93,14 +95,22 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     if let Some(v6) = listeners.v6() {
         punts.serve(socket::TCP_V6, v6)?;
     }
+    let queries = dns::udp::Listener::bind().map_err(failed("its sockets for DNS"))?;
+    punts.serve(socket::UDP_V4, queries.v4())?;
+    if let Some(v6) = queries.v6() {
+        punts.serve(socket::UDP_V6, v6)?;
+    }
     core.inspection.inspector.get_or_init(|| inspector.clone());
     let (tell, told) = oneshot::channel();
     let task = tokio::spawn(async move {
         let stop = async {
             let _ = told.await;
         };
-        if let Err(error) = inspector.run(listeners, stop).await {
-            tracing::error!(%error, "the inspector does not run; connections by name are refused");
+        tokio::select! {
+            () = queries.serve(hosted, forwarder) => {}
+            ended = inspector.run(listeners, stop) => if let Err(error) = ended {
+                tracing::error!(%error, "the inspector does not run; connections by name are refused");
+            }
         }
     });
     Ok(Running { tell, task })

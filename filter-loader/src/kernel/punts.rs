@@ -78,7 +78,8 @@ impl Punts {
         let mut lookup = self.to_inspector.lock().unwrap_or_else(PoisonError::into_inner);
         let id = lookup.attach(here).map_err(program(NAME))?;
         let link = FdLink::from(lookup.take_link(id).map_err(program(NAME))?);
-        let new = self.pin.with_extension("new");
+        // A BPF file system has no names with dots.
+        let new = self.pin.with_file_name("to_inspector_new");
         if new.exists() {
             fs::remove_file(&new).map_err(pins(&new))?;
         }
