@@ -220,3 +220,7 @@ fn packet(flow: &Flow, payload: &[u8]) -> Option<(Vec<u8>, SocketAddr)> {
     to.set_port(0);
     Some((packet, to))
 }
+
+#[cfg(test)]
+#[path = "udp_tests.rs"]
+mod tests;

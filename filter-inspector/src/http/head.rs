@@ -187,7 +187,7 @@ impl Options {
             }
             match Field::of(option) {
                 Field::Upgrade => self.upgrade = true,
-                Field::Other => {
+                Field::Http2Settings | Field::Other => {
                     self.close |= option.eq_ignore_ascii_case(b"close");
                     self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
@@ -195,7 +195,6 @@ impl Options {
                 | Field::ContentLength
                 | Field::TransferEncoding
                 | Field::Connection
-                | Field::Http2Settings
                 | Field::Expect
                 | Field::Lookalike => return None,
             }

@@ -12,16 +12,6 @@ use crate::{
     host::Happening::{Close, Deny, Open},
 };
 
-/// Bytes up to and with the empty line.
-async fn read_head(stream: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let byte = soon(stream.read_u8()).await;
-        head.push(byte.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&head))));
-    }
-    String::from_utf8(head).unwrap()
-}
-
 /// Reads this and nothing else.
 async fn expect(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
     let text = text.as_ref();
@@ -404,7 +394,7 @@ async fn refusals_have_their_reasons() {
         ("127.9.0.2", 403, Reason::BadName),
         ("allowed.test:1", 403, Reason::BadName),
         ("user@allowed.test", 403, Reason::BadName),
-        ("", 403, Reason::NoName),
+        ("", 403, Reason::BadName),
         ("guarded.test", 403, Reason::Guarded),
         ("nowhere.test", 502, Reason::Unresolved),
         ("nobody.test", 502, Reason::Unresolved),
@@ -417,6 +407,9 @@ async fn refusals_have_their_reasons() {
         world.quiet().await;
         assert_eq!(world.host.told(1).last().unwrap().1, reason, "{host}");
     }
+    let mut client = world.client().await;
+    write(&mut client, "GET / HTTP/1.0\r\n\r\n").await;
+    assert_eq!(refusal(&mut client).await.1["reason"], json!("no_name"));
 }
 
 #[tokio::test]

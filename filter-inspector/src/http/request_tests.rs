@@ -247,7 +247,7 @@ fn evil_requests_are_refused() {
         ("SSH", "SSH-2.0-x\r\n".into(), RequestLine),
         ("HTTP/0.9", "GET /\r\n".into(), RequestLine),
         ("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), Version),
-        ("a response", "HTTP/1.1 200 OK\r\n\r\n".into(), Version),
+        ("a response", "HTTP/1.1 200 OK\r\n\r\n".into(), RequestLine),
         // Lines
         ("empty line first", format!("\r\n{GOOD}"), Start),
         ("space first", format!(" {GOOD}"), Start),
@@ -390,7 +390,7 @@ fn evil_requests_are_refused() {
         ("quoted", with("Connection: \"close\""), Connection),
         ("beyond ASCII", with("Connection: close\u{a0}"), Connection),
         // Other protocols
-        ("h2c", with("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA"), Connection),
+        ("h2c", with("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA"), Upgrade),
         ("h2c without more", with("Upgrade: h2c"), Upgrade),
         ("h2c in capitals", with("Connection: Upgrade\r\nUpgrade: H2C"), Upgrade),
         ("h2c behind another", with("Connection: Upgrade\r\nUpgrade: websocket, h2c"), Upgrade),

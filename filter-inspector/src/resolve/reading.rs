@@ -55,7 +55,7 @@ impl Dated {
 pub(super) fn read(question: &Question, message: Message, ttl: &RangeInclusive<u32>) -> Dated {
     let rcode = message.metadata.response_code;
     let mut records = message.answers;
-    records.retain(|record| record.dns_class == DNSClass::IN && !matches!(record.data, RData::Update0(_)));
+    records.retain(|record| record.dns_class == DNSClass::IN);
     let mut answers: Vec<Record> = Vec::new();
     let mut owner = question.name.clone();
     for _ in 0..=MAX_ALIASES {

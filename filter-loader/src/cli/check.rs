@@ -108,8 +108,8 @@ fn entries(policy: &Policy, compiled: &Compiled) -> Vec<Entry> {
 const fn verdict(class: Class) -> &'static str {
     match class {
         Class::Allowed | Class::Unmatched => "allow",
-        Class::Denied => "deny",
-        Class::Inspected => "inspect",
+        // What names may open after all stands in `inspect`.
+        Class::Denied | Class::Inspected => "deny",
         Class::Resolver => "dns",
         Class::Guarded | Class::Named => "guarded",
     }
@@ -218,6 +218,20 @@ mod tests {
         assert_eq!(checked.policy_hash.len(), 64);
         assert!(checked.inspect && checked.warnings.is_empty());
         assert_eq!(checked.resolvers, ["8.8.8.8".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn resolvers_stand_out_and_names_that_are_never_asked_for_are_warned_about() {
+        let document = json!({ "allowOut": ["a.test"], "denyOut": ["0.0.0.0/0"] });
+        let found = checked(document.clone());
+        let resolver = found.entries.iter().find(|entry| entry.prefix == "8.8.8.8/32").unwrap();
+        assert_eq!((resolver.verdict, resolver.rule.as_deref()), ("dns", Some("/denyOut/0")));
+        assert!(found.inspect && found.warnings.is_empty());
+        let mut document = document;
+        document["precedence"] = json!("deny-first");
+        let found = checked(document);
+        assert!(!found.inspect && found.resolvers.is_empty());
+        assert_eq!(pointers(&found)[0].0, "/precedence");
     }
 
     #[test]
