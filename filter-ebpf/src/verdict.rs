@@ -142,7 +142,8 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
     if let Decision::Deny = reason.decision() {
         // It was allowed before the policy was replaced.
         if let Some(key) = key
-            && let Some(flow) = flows::find(key, Direction::Egress)
+            && let Some(flow) = flows::find(key)
+            && matches!(flow.direction(), Direction::Egress)
         {
             flow.revoke(sandbox.ifindex);
             return subject.refused(Reason::Revoked);
@@ -168,18 +169,21 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
 /// one that may not go on.
 #[inline(always)]
 fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Option<Reason> {
-    if let Some(flow) = flows::find(key, Direction::Egress) {
-        if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
-            return None;
-        }
-        let reason = decide::reason_of(flow.rule());
+    if let Some(flow) = flows::find(key) {
+        let reason = match flow.direction() {
+            Direction::Egress => {
+                if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
+                    return None;
+                }
+                decide::reason_of(flow.rule())
+            }
+            Direction::Inbound => {
+                flow.set_judged(RuleWord::UNMATCHED, policy.generation());
+                Reason::Reply
+            }
+        };
         flow.advance(packet, Side::Sandbox, skb.frame_len());
         return Some(reason);
-    }
-    if let Some(flow) = flows::find(key, Direction::Inbound) {
-        flow.set_judged(RuleWord::UNMATCHED, policy.generation());
-        flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Some(Reason::Reply);
     }
     if closed::lingers(key, packet, policy.generation()) {
         return Some(Reason::Reply);
@@ -202,7 +206,7 @@ fn still_permitted(flow: &Tracked, policy: PolicyWord, remote: Addr) -> bool {
 #[inline(never)]
 fn quotes_known(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> bool {
     let Some(key) = icmp::quoted_flow(skb, packet, from, sandbox.tenant) else { return false };
-    flows::find(&key, Direction::Egress).is_some() || flows::find(&key, Direction::Inbound).is_some()
+    flows::find(&key).is_some()
 }
 
 /// Begins to follow the connection that the sandbox's packet opens. Not inlined, for the sake of the stack.
@@ -210,25 +214,27 @@ fn quotes_known(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> bo
 fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
     let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
     let policy = subject.policy;
+    let fresh = flows::fresh(slot, packet, subject.macs, subject.rule, policy.generation());
+    let Some(flow) = fresh else { return Err(Reason::Malformed) };
+    flow.bytes_out = u64::from(bytes);
     if !budget::take(slot, policy::egress_connections(policy)) {
         return Err(Reason::ConnectionLimit);
     }
-    let mut flow = flows::fresh(slot, packet, subject.macs, subject.rule, policy.generation());
-    flow.bytes_out = u64::from(bytes);
-    flows::open(key, slot, Direction::Egress, &flow)
+    flows::open(key, slot, Direction::Egress, flow)
 }
 
 /// Begins to follow the connection that a packet to the sandbox opens.
 #[inline(never)]
 fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
     let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
+    let macs = swap_macs(subject.macs);
+    let fresh = flows::fresh(slot, packet, macs, RuleWord::UNMATCHED, subject.policy.generation());
+    let Some(flow) = fresh else { return Err(Reason::Malformed) };
+    flow.bytes_in = u64::from(bytes);
     if !budget::take_inbound(slot) {
         return Err(Reason::Capacity);
     }
-    let macs = swap_macs(subject.macs);
-    let mut flow = flows::fresh(slot, packet, macs, RuleWord::UNMATCHED, subject.policy.generation());
-    flow.bytes_in = u64::from(bytes);
-    flows::open(key, slot, Direction::Inbound, &flow)
+    flows::open(key, slot, Direction::Inbound, flow)
 }
 
 /// Judges what is sent to the sandbox.
@@ -268,19 +274,19 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
             Err(reason) => deny(Some(packet), reason),
         };
     };
-    if let Some(flow) = flows::find(&key, Direction::Egress) {
-        if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
-            if let Some(subject) = Subject::note(Way::ToSandbox, policy, [0; 3], Some(packet)) {
-                subject.rule = policy::rule(policy, packet.src);
+    if let Some(flow) = flows::find(&key) {
+        match flow.direction() {
+            Direction::Egress => {
+                if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
+                    if let Some(subject) = Subject::note(Way::ToSandbox, policy, [0; 3], Some(packet)) {
+                        subject.rule = policy::rule(policy, packet.src);
+                    }
+                    flow.revoke(sandbox.ifindex);
+                    return Outcome::Deny(Reason::Revoked, Refusal::Silence);
+                }
             }
-            flow.revoke(sandbox.ifindex);
-            return Outcome::Deny(Reason::Revoked, Refusal::Silence);
+            Direction::Inbound => flow.set_judged(RuleWord::UNMATCHED, policy.generation()),
         }
-        flow.advance(&packet, Side::Remote, skb.frame_len());
-        return Outcome::Pass(Reason::Reply);
-    }
-    if let Some(flow) = flows::find(&key, Direction::Inbound) {
-        flow.set_judged(RuleWord::UNMATCHED, policy.generation());
         flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
     }

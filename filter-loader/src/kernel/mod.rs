@@ -9,13 +9,13 @@
 //! off the asynchronous threads.
 
 pub mod batch;
+mod flows;
 pub mod links;
 pub mod object;
 pub mod policies;
 pub mod rings;
 pub mod run;
 pub mod sandboxes;
-mod shards;
 mod trie;
 pub mod words;
 
