@@ -66,7 +66,9 @@ pub const fn judge(packet: &Packet, rule: RuleWord) -> Reason {
         (_, Kind::LaterFragment) if !carries_connections(packet) => Reason::Protocol,
         (Class::Allowed, _) => Reason::AllowedCidr,
         (_, Kind::LaterFragment) => Reason::Fragment,
-        (Class::Denied, _) => Reason::DeniedCidr,
+        (Class::Denied | Class::Inspected | Class::Resolver, _) => Reason::DeniedCidr,
+        // No trie has it.
+        (Class::Named, _) => Reason::Guarded,
         (Class::Unmatched, _) => Reason::Default,
     }
 }
@@ -82,13 +84,48 @@ const fn carries_connections(packet: &Packet) -> bool {
     }
 }
 
-/// Whether a connection that is already open may stay open under `rule`.
+/// The port of DNS (RFC 1035 section 4.2), as it lies in a packet.
+const DNS: u16 = 53_u16.to_be();
+
+/// Whether a packet that [`judge`] would deny goes to the inspector instead, who judges it by name:
+/// queries to a resolver that the policy opens, and TCP to a port where connections say whom they mean.
+/// `is_inspected` knows those ports, as they lie in a packet.
 #[inline(always)]
-pub const fn permits(rule: RuleWord) -> bool {
+pub fn is_punted(packet: &Packet, rule: RuleWord, is_inspected: impl Fn(u16) -> bool) -> bool {
+    if packet.mapped_destination {
+        return false;
+    }
+    match (rule.class(), packet.kind) {
+        (Class::Resolver, Kind::Udp) => packet.dst_port == DNS,
+        (Class::Resolver, Kind::Tcp) => packet.dst_port == DNS || is_inspected(packet.dst_port),
+        (Class::Inspected, Kind::Tcp) => is_inspected(packet.dst_port),
+        _ => false,
+    }
+}
+
+/// Whether `rule`, that of a followed connection, says that its packets go to the inspector.
+#[inline(always)]
+pub const fn belongs_to_inspector(rule: RuleWord) -> bool {
+    matches!(rule.class(), Class::Inspected | Class::Resolver | Class::Named)
+}
+
+/// Whether a connection that is already open under `held` may stay open now that `rule` is about its
+/// destination. What the inspector has, it judges again itself, by name.
+#[inline(always)]
+pub const fn permits(held: RuleWord, rule: RuleWord) -> bool {
     match rule.class() {
         Class::Allowed | Class::Unmatched => true,
-        Class::Denied | Class::Guarded => false,
+        Class::Resolver => belongs_to_inspector(held),
+        Class::Inspected => matches!(held.class(), Class::Inspected | Class::Named),
+        Class::Denied | Class::Guarded | Class::Named => false,
     }
+}
+
+/// The rule that a connection is followed under from now on, having stood the test of [`permits`]: what
+/// the inspector has stays with it.
+#[inline(always)]
+pub const fn held_under(held: RuleWord, rule: RuleWord) -> RuleWord {
+    if belongs_to_inspector(held) { held } else { rule }
 }
 
 /// Why packets of a connection pass that `rule` let through.
@@ -97,7 +134,9 @@ pub const fn reason_of(rule: RuleWord) -> Reason {
     match rule.class() {
         Class::Allowed => Reason::AllowedCidr,
         Class::Unmatched => Reason::Default,
-        Class::Denied => Reason::DeniedCidr,
+        Class::Named => Reason::AllowedName,
+        Class::Resolver => Reason::Dns,
+        Class::Denied | Class::Inspected => Reason::DeniedCidr,
         Class::Guarded => Reason::Guarded,
     }
 }

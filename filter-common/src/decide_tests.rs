@@ -106,9 +106,10 @@ fn a_mapped_destination_is_guarded_whatever_the_rule() {
 
 #[test]
 fn a_rule_that_cannot_be_read_guards() {
-    for bits in [4_u32 << 28, 9 << 28, u32::MAX] {
+    for bits in [7_u32 << 28, 9 << 28, u32::MAX] {
         assert_eq!(judge(&of_kind(Kind::Tcp), RuleWord::from_bits(bits)), Reason::Guarded);
-        assert!(!permits(RuleWord::from_bits(bits)));
+        assert!(!is_punted(&of_kind(Kind::Tcp), RuleWord::from_bits(bits), |_| true));
+        assert!(!permits(rule(Class::Named), RuleWord::from_bits(bits)));
     }
 }
 
@@ -116,9 +117,75 @@ fn a_rule_that_cannot_be_read_guards() {
 fn an_open_connection_stays_open_where_a_new_one_would_be_let_through() {
     for class in [Class::Unmatched, Class::Allowed, Class::Denied, Class::Guarded] {
         let fresh = judge(&of_kind(Kind::Tcp), rule(class));
-        assert_eq!(permits(rule(class)), fresh.decision() == Decision::Allow, "{class:?}");
+        assert_eq!(
+            permits(rule(Class::Allowed), rule(class)),
+            fresh.decision() == Decision::Allow,
+            "{class:?}"
+        );
         assert_eq!(reason_of(rule(class)), fresh, "{class:?}");
     }
+}
+
+// The punt.
+
+#[test]
+fn what_a_name_may_allow_goes_to_the_inspector_and_nothing_else() {
+    let web = |port: u16| port == 443_u16.to_be();
+    let to = |kind, port: u16| Packet { dst_port: port.to_be(), ..of_kind(kind) };
+    let punted = |packet: &Packet, class| is_punted(packet, rule(class), web);
+    assert!(punted(&to(Kind::Tcp, 443), Class::Inspected) && punted(&to(Kind::Tcp, 443), Class::Resolver));
+    assert!(punted(&to(Kind::Tcp, 53), Class::Resolver) && punted(&to(Kind::Udp, 53), Class::Resolver));
+    // QUIC, other ports, DNS elsewhere, DNS over TLS.
+    for (kind, port) in [(Kind::Udp, 443), (Kind::Tcp, 22), (Kind::Tcp, 53), (Kind::Udp, 53)] {
+        assert!(!punted(&to(kind, port), Class::Inspected), "{kind:?} {port}");
+    }
+    for (kind, port) in [(Kind::Udp, 443), (Kind::Tcp, 853), (Kind::Udp, 853), (Kind::Udp, 5353)] {
+        assert!(!punted(&to(kind, port), Class::Resolver), "{kind:?} {port}");
+    }
+    for class in [Class::Unmatched, Class::Allowed, Class::Denied, Class::Guarded, Class::Named] {
+        for kind in KINDS {
+            assert!(!punted(&to(kind, 443), class) && !punted(&to(kind, 53), class), "{kind:?} {class:?}");
+        }
+    }
+    for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Tcp | Kind::Udp)) {
+        assert!(!is_punted(&to(kind, 443), rule(Class::Resolver), |_| true), "{kind:?}");
+    }
+    let mapped = Packet { mapped_destination: true, ..to(Kind::Tcp, 443) };
+    assert!(!punted(&mapped, Class::Inspected));
+}
+
+#[test]
+fn what_is_not_punted_is_denied_as_if_there_were_no_names() {
+    for class in [Class::Inspected, Class::Resolver] {
+        assert_eq!(judge(&of_kind(Kind::Udp), rule(class)), Reason::DeniedCidr);
+        assert_eq!(judge(&of_kind(Kind::LaterFragment), rule(class)), Reason::Fragment);
+        assert_eq!(rule(class).without_names(), rule(Class::Denied));
+    }
+}
+
+#[test]
+fn an_inspected_connection_stays_with_the_inspector_and_no_other_gets_there() {
+    use Class::{Allowed, Denied, Guarded, Inspected, Named, Resolver, Unmatched};
+    for (held, now, stays) in [
+        (Inspected, Inspected, true),
+        (Named, Inspected, true),
+        (Named, Resolver, true),
+        (Named, Allowed, true),
+        (Named, Unmatched, true),
+        (Named, Denied, false),
+        (Named, Guarded, false),
+        (Resolver, Resolver, true),
+        (Resolver, Allowed, true),
+        (Resolver, Inspected, false),
+        (Resolver, Denied, false),
+        (Allowed, Inspected, false),
+        (Allowed, Resolver, false),
+        (Unmatched, Inspected, false),
+    ] {
+        assert_eq!(permits(rule(held), rule(now)), stays, "{held:?} {now:?}");
+    }
+    assert_eq!(held_under(rule(Named), rule(Allowed)), rule(Named));
+    assert_eq!(held_under(rule(Allowed), rule(Unmatched)), rule(Unmatched));
 }
 
 // The refusal.

@@ -42,6 +42,14 @@ impl Ethernet {
     }
 }
 
+/// The address that a frame goes to; `None` for a truncated header.
+#[inline(always)]
+pub fn destination<R: Read>(read: &R) -> Option<Mac> {
+    let [first, second] = read.words::<2>(0)?;
+    let (first, second) = (first.to_ne_bytes(), second.to_ne_bytes());
+    Some([first[0], first[1], first[2], first[3], second[0], second[1]])
+}
+
 /// Reads the Ethernet header.
 ///
 /// # Errors

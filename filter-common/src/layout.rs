@@ -144,7 +144,6 @@ impl FlowKey {
     /// cannot choose connections that all come to lie in one place, and fill it.
     #[inline(always)]
     pub const fn spot(&self, seed: &FlowSeed) -> Spot {
-        const { assert!(FLOW_SETS.is_power_of_two()) };
         // SAFETY: as many bytes, without padding, and any of them are numbers.
         let words: [u32; KEY_WORDS] = unsafe { core::mem::transmute(*self) };
         let mut mixed = 0_u64;
@@ -251,6 +250,71 @@ pub struct Expiry {
 }
 const _: () = assert!(size_of::<Expiry>() == 24);
 
+/// Punted connections that can be open at once.
+pub const MAX_PUNTED: u32 = FLOW_PLACES;
+/// Verdicts of the inspector that the next packet of their connection has yet to pick up.
+pub const MAX_VERDICTS: u32 = 16_384;
+/// Ports whose TCP connections may be inspected.
+pub const MAX_INSPECTED_PORTS: usize = 8;
+
+/// A punted connection as the host's stack sees it: whoever's it is, there can be one only.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PuntKey {
+    src: Addr,
+    dst: Addr,
+    ports: [u16; 2],
+    protocol: u32,
+}
+const _: () = assert!(size_of::<PuntKey>() == 40);
+
+impl PuntKey {
+    /// From the sandbox's end and the one that it wants to reach; ports as they lie in a packet.
+    #[inline(always)]
+    pub const fn new(src: Addr, dst: Addr, ports: [u16; 2], protocol: u8) -> Self {
+        Self { src, dst, ports, protocol: protocol as u32 }
+    }
+
+    /// Of a followed connection.
+    #[inline(always)]
+    pub const fn of(key: &FlowKey) -> Self {
+        Self::new(key.local(), key.remote(), [key.local_port(), key.remote_port()], key.protocol())
+    }
+}
+
+/// Whose a punted connection is.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Punt {
+    /// [`Sandbox::tenant`].
+    pub tenant: u32,
+}
+
+/// Places of the inspector's sockets.
+pub mod socket {
+    /// TCP over IPv4.
+    pub const TCP_V4: u32 = 0;
+    /// TCP over IPv6.
+    pub const TCP_V6: u32 = 1;
+    /// UDP over IPv4.
+    pub const UDP_V4: u32 = 2;
+    /// UDP over IPv6.
+    pub const UDP_V6: u32 = 3;
+    /// How many there are.
+    pub const COUNT: u32 = 4;
+
+    /// The place for a packet of this family and transport.
+    #[inline(always)]
+    pub const fn place(v4: bool, udp: bool) -> u32 {
+        match (v4, udp) {
+            (true, false) => TCP_V4,
+            (false, false) => TCP_V6,
+            (true, true) => UDP_V4,
+            (false, true) => UDP_V6,
+        }
+    }
+}
+
 /// What decides where a connection lies. Drawn once, when the maps are made.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -318,8 +382,8 @@ pub struct Closed {
     pub until: u64,
     /// The policy generation that it was closed under; under another it is over at once.
     pub generation: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// The rule that let it pass, as [`crate::RuleWord`] bits.
+    pub rule: u32,
 }
 
 /// A sandbox, as long as it is attached. Written before the first packet is judged; never changed.
@@ -338,8 +402,8 @@ pub struct Sandbox {
     pub addr_count: u32,
     /// Its hardware address, if [`sandbox_flags::KNOWN_MAC`].
     pub mac: Mac,
-    /// Always 0.
-    pub zero: [u8; 6],
+    /// The hardware address of the interface itself.
+    pub iface_mac: Mac,
     /// Its addresses.
     pub addrs: [Addr; MAX_ADDRS],
 }
@@ -531,8 +595,10 @@ pub struct Cut {
     pub next_of_remote: u32,
     /// As [`Flow::macs`].
     pub macs: [u32; 3],
+    /// As [`Flow::rule`].
+    pub rule: u32,
 }
-const _: () = assert!(size_of::<Cut>() == 68);
+const _: () = assert!(size_of::<Cut>() == 72);
 
 /// What the sweep program is asked, in the control fields of its context.
 pub mod sweep {
@@ -555,7 +621,7 @@ pub mod sweep {
 mod pod {
     use super::{
         Budget, Closed, Counters, Expiry, Flow, FlowEntry, FlowKey, FlowLock, FlowPlaces, FlowSeed, FlowTags,
-        Policy, Sandbox, Throttle,
+        Policy, Punt, PuntKey, Sandbox, Throttle,
     };
 
     macro_rules! pod {
@@ -565,7 +631,7 @@ mod pod {
         )+};
     }
     pod!(FlowKey, Flow, FlowTags, FlowEntry, FlowPlaces, FlowLock, FlowSeed, Closed, Expiry);
-    pod!(Sandbox, Policy, Budget, Counters, Throttle);
+    pod!(Sandbox, Policy, Budget, Counters, Throttle, PuntKey, Punt);
 }
 
 #[cfg(test)]

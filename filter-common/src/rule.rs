@@ -12,6 +12,12 @@ pub enum Class {
     Denied = 2,
     /// The platform's own: never reachable.
     Guarded = 3,
+    /// A denied CIDR of a policy that allows names: what it denies may still be reached by one.
+    Inspected = 4,
+    /// As [`Self::Inspected`], and a resolver that the policy opens.
+    Resolver = 5,
+    /// No trie says this: a name allowed the connection. The number is the entry's index in `allowOut`.
+    Named = 6,
 }
 
 /// The trie's value: the class in the top four bits, the number of the rule within its class below.
@@ -54,7 +60,19 @@ impl RuleWord {
             0 => Class::Unmatched,
             1 => Class::Allowed,
             2 => Class::Denied,
+            4 => Class::Inspected,
+            5 => Class::Resolver,
+            6 => Class::Named,
             _ => Class::Guarded,
+        }
+    }
+
+    /// The word as it stands for what names and resolvers cannot change: a plain denial by the same rule.
+    #[inline(always)]
+    pub const fn without_names(self) -> Self {
+        match self.class() {
+            Class::Inspected | Class::Resolver => Self::new(Class::Denied, self.number()),
+            Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded | Class::Named => self,
         }
     }
 
@@ -71,7 +89,16 @@ mod tests {
 
     #[test]
     fn class_and_number_round_trip() {
-        for class in [Class::Unmatched, Class::Allowed, Class::Denied, Class::Guarded] {
+        let classes = [
+            Class::Unmatched,
+            Class::Allowed,
+            Class::Denied,
+            Class::Guarded,
+            Class::Inspected,
+            Class::Resolver,
+            Class::Named,
+        ];
+        for class in classes {
             for number in [0, 1, 1_000_000, RuleWord::MAX_NUMBER] {
                 let word = RuleWord::from_bits(RuleWord::new(class, number).bits());
                 assert_eq!((word.class(), word.number()), (class, number));

@@ -6,9 +6,15 @@ use crate::skb::Skb;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// The mark of frames that userspace puts onto an interface. Random for each start of the daemon.
+/// The mark of frames that userspace puts onto an interface: even, and random for each start of the daemon.
+/// The odd number behind it is for frames that are to go to the inspector.
 #[unsafe(no_mangle)]
 static INJECT_MARK: Global<u32> = Global::new(0);
+/// The bits of the mark that tell the inspector's own connections, and what they are.
+#[unsafe(no_mangle)]
+static UPSTREAM_MASK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static UPSTREAM_MARK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static TCP_HALF_OPEN: Global<u64> = Global::new(30 * SECOND);
 #[unsafe(no_mangle)]
@@ -44,12 +50,62 @@ pub fn to_nanoseconds(ticks: u64) -> u64 {
     ticks.wrapping_mul(NANOSECONDS_PER_TICK.load())
 }
 
+/// A frame that userspace made.
+pub enum Injected {
+    /// It goes where it is addressed to.
+    Plain,
+    /// It belongs to a punted connection.
+    Punted,
+}
+
 /// Whether userspace made this frame. A sandbox cannot set a mark: it is taken off on the way between
 /// namespaces, and a tap has none.
 #[inline(always)]
-pub fn is_injected(skb: &Skb) -> bool {
+pub fn injected(skb: &Skb) -> Option<Injected> {
     let mark = skb.mark();
-    mark != 0 && mark == INJECT_MARK.load()
+    if mark == 0 || mark & !1 != INJECT_MARK.load() {
+        return None;
+    }
+    Some(if mark & 1 == 0 { Injected::Plain } else { Injected::Punted })
+}
+
+/// Whether the packet was sent by the inspector in a sandbox's name: whatever it reaches, it does not come
+/// from the host itself.
+#[inline(always)]
+pub fn is_upstream(skb: &Skb) -> bool {
+    skb.mark() & UPSTREAM_MASK.load() == UPSTREAM_MARK.load()
+}
+
+/// Marks and ports of punted connections.
+pub mod ports {
+    use aya_ebpf::Global;
+    use filter_common::layout::MAX_INSPECTED_PORTS;
+
+    /// The port of DNS (RFC 1035 section 4.2).
+    pub const DNS: u16 = 53;
+
+    /// The bits of the mark that are ours.
+    #[unsafe(export_name = "PUNT_MASK")]
+    pub static MASK: Global<u32> = Global::new(0);
+    /// What they are on a punted packet.
+    #[unsafe(export_name = "PUNT_MARK")]
+    pub static MARK: Global<u32> = Global::new(0);
+    /// Ports that are inspected, as they lie in a packet; 0 where there are fewer.
+    #[unsafe(no_mangle)]
+    static INSPECTED_PORTS: Global<[u16; MAX_INSPECTED_PORTS]> = Global::new([0; MAX_INSPECTED_PORTS]);
+
+    /// Whether TCP connections to this port, as it lies in a packet, are inspected.
+    #[inline(always)]
+    pub fn is_inspected(port: u16) -> bool {
+        let ports = INSPECTED_PORTS.load();
+        let mut index = 0;
+        let mut found = false;
+        while index < MAX_INSPECTED_PORTS {
+            found |= ports[index] == port;
+            index += 1;
+        }
+        found && port != 0
+    }
 }
 
 /// Idle timeouts, in nanoseconds.

@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::ring_buf::RingBufEntry,
 };
 use filter_common::layout::{Cut, Event, Flow, FlowKey, Sandbox, event_kind};
-use filter_common::{Addr, Reason};
+use filter_common::{Addr, Class, Reason, RuleWord};
 
 use crate::atomic;
 use crate::skb::Skb;
@@ -109,6 +109,11 @@ pub unsafe fn connection(
     reason: Reason,
     inbound: bool,
 ) -> Told {
+    // The inspector tells of its own connections, with their names.
+    // SAFETY: the caller's promise.
+    if matches!(RuleWord::from_bits(unsafe { (*flow).rule }).class(), Class::Inspected | Class::Named) {
+        return Told(None);
+    }
     let Some(mut entry) = reserve() else { return Told(None) };
     // SAFETY: the caller's promise; the helper has no preconditions. Field by field: nothing but the
     // kernel may read the flow's timer.
@@ -171,6 +176,7 @@ pub unsafe fn cut(key: *const FlowKey, flow: *const Flow, ifindex: u32) -> Cutti
             next_of_sandbox: (*flow).next_of_sandbox,
             next_of_remote: (*flow).next_of_remote,
             macs: (*flow).macs,
+            rule: (*flow).rule,
         });
     }
     Cutting(Some(entry))

@@ -24,7 +24,7 @@ use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
 
 use crate::control::{ticks, timeout, to_nanoseconds};
-use crate::{atomic, budget, closed, events};
+use crate::{atomic, budget, closed, events, punt};
 
 /// In pages of its own, so that a set's tags begin with a cache line.
 #[btf_map]
@@ -284,7 +284,7 @@ impl Tracked {
             }
             let bits = atomic::set_bits(&raw mut (*flow).state, added) | added;
             if bits & state::FIN_BOTH == state::FIN_BOTH {
-                closed::remember(&(*self.entry).key, (*flow).generation);
+                closed::remember(&(*self.entry).key, (*flow).generation, self.rule());
                 self.end();
             }
         }
@@ -326,9 +326,13 @@ pub unsafe fn end(place: *mut u64, tag: u64, entry: *mut FlowEntry) -> bool {
             reason,
             inbound,
         );
+        let key = (*entry).key;
         if !atomic::replace_word(place, tag, 0) {
             told.discard();
             return false;
+        }
+        if decide::belongs_to_inspector(rule) {
+            punt::forget(&key);
         }
         give_back(slot, direction);
         told.submit();
@@ -413,6 +417,9 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
         }
         Made::NoRoom => {
             give_back(slot, direction);
+            if decide::belongs_to_inspector(RuleWord::from_bits(flow.rule)) {
+                punt::forget(key);
+            }
             return Err(Reason::Capacity);
         }
     }

@@ -22,6 +22,7 @@ mod expiry;
 mod flows;
 mod inject;
 mod policy;
+mod punt;
 mod refuse;
 mod sandboxes;
 mod skb;
@@ -29,29 +30,46 @@ mod sweep;
 mod throttle;
 mod verdict;
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
+    macros::{classifier, sk_lookup},
+    programs::{SkLookupContext, TcContext},
+};
 use filter_common::Reason;
 use filter_common::decide::Refusal;
 use filter_common::layout::Sandbox;
 
+use crate::control::Injected;
+use crate::punt::Selection;
 use crate::skb::Skb;
 use crate::verdict::{Outcome, Subject};
 
 /// Lets the packet go on to whatever else is attached, and then up the stack.
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
+const SK_PASS: u32 = sk_action::SK_PASS;
+const SK_DROP: u32 = sk_action::SK_DROP;
 
 /// What the sandbox sends.
 #[classifier]
 pub fn from_sandbox(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    if control::is_injected(&skb) {
+    let injected = control::injected(&skb);
+    if let Some(Injected::Plain) = injected {
         return PASS;
     }
     // An interface that is not attached, or no longer: there is nobody to judge or to count for.
     let Some(sandbox) = sandboxes::on_interface(skb.ifindex()) else { return DROP };
+    if let Some(Injected::Punted) = injected {
+        return punt(&skb, sandbox);
+    }
     match verdict::from_sandbox(&skb, sandbox) {
         Outcome::Pass(reason) => pass(&skb, sandbox, reason),
+        Outcome::Punt(None) => punt(&skb, sandbox),
+        Outcome::Punt(Some(reason)) => {
+            counters::count(sandbox.slot, reason, skb.frame_len());
+            punt(&skb, sandbox)
+        }
         Outcome::Deny(reason, refusal) => {
             let Some(subject) = Subject::noted() else { return DROP };
             deny(&skb, sandbox, subject, reason);
@@ -72,18 +90,30 @@ pub fn from_sandbox(ctx: TcContext) -> i32 {
 pub fn to_sandbox(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     // One of our own refusals on its way back, or a frame that userspace put here.
-    if skb.ingress_ifindex() == skb.ifindex() || control::is_injected(&skb) {
+    if skb.ingress_ifindex() == skb.ifindex() || control::injected(&skb).is_some() {
         return PASS;
     }
     let Some(sandbox) = sandboxes::on_interface(skb.ifindex()) else { return DROP };
     match verdict::to_sandbox(&skb, sandbox) {
         Outcome::Pass(reason) => pass(&skb, sandbox, reason),
+        // Only what a sandbox sends is punted.
+        Outcome::Punt(_) => DROP,
         // The outside is told nothing.
         Outcome::Deny(reason, Refusal::Silence | Refusal::Reset | Refusal::Unreachable) => {
             let Some(subject) = Subject::noted() else { return DROP };
             deny(&skb, sandbox, subject, reason);
             DROP
         }
+    }
+}
+
+/// Finds the inspector's socket for a packet that was handed to it.
+#[sk_lookup]
+pub fn to_inspector(ctx: SkLookupContext) -> u32 {
+    match punt::select_socket(&ctx) {
+        Selection::NotPunted | Selection::Selected => SK_PASS,
+        // Any other socket would be a service of the host.
+        Selection::Nobody => SK_DROP,
     }
 }
 
@@ -103,6 +133,11 @@ pub fn inject(ctx: TcContext) -> i32 {
 fn pass(skb: &Skb, sandbox: &Sandbox, reason: Reason) -> i32 {
     counters::count(sandbox.slot, reason, skb.frame_len());
     PASS
+}
+
+#[inline(always)]
+fn punt(skb: &Skb, sandbox: &Sandbox) -> i32 {
+    if punt::deliver(skb, sandbox) { PASS } else { DROP }
 }
 
 #[inline(always)]

@@ -46,6 +46,12 @@ impl Skb {
         unsafe { (*self.raw).mark }
     }
 
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.raw).mark = mark };
+    }
+
     /// Whether a VLAN tag was taken off the frame into the buffer's metadata.
     #[inline(always)]
     pub fn has_vlan_tag(&self) -> bool {

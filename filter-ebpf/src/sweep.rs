@@ -7,8 +7,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::bpf_loop, programs::TcContext};
-use filter_common::decide;
 use filter_common::layout::{FLOW_PLACES, FLOW_SHARDS, PolicyWord, sweep};
+use filter_common::{RuleWord, decide};
 
 use crate::skb::Skb;
 use crate::{events, expiry, flows, policy};
@@ -91,8 +91,10 @@ unsafe extern "C" fn visit(index: u32, sweep: *mut Sweep) -> i64 {
         {
             return GO_ON;
         }
+        let held = RuleWord::from_bits((*entry).flow.rule);
         let rule = policy::rule(policy, (*entry).key.remote());
-        if decide::permits(rule) {
+        if decide::permits(held, rule) {
+            let rule = decide::held_under(held, rule);
             flows::judged(&raw mut (*entry).flow, rule, policy.generation());
             return GO_ON;
         }

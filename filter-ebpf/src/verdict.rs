@@ -8,14 +8,29 @@ use filter_common::layout::{FlowKey, PolicyWord, Sandbox, sandbox_flags};
 use filter_common::tcp::Side;
 use filter_common::{Addr, Class, Decision, Reason, RuleWord, icmp, neighbour};
 
+use crate::control::{is_upstream, ports};
 use crate::flows::{self, Direction, Tracked};
 use crate::skb::Skb;
-use crate::{budget, closed, policy};
+use crate::{budget, closed, policy, punt};
 
 /// What becomes of a packet.
 pub enum Outcome {
     Pass(Reason),
+    /// To the inspector. Counted once that has said what it is.
+    Punt(Option<Reason>),
     Deny(Reason, Refusal),
+}
+
+impl Outcome {
+    /// What becomes of a packet that passes for `reason` under `rule`.
+    #[inline(always)]
+    fn goes(rule: RuleWord, reason: Reason) -> Self {
+        match rule.class() {
+            Class::Inspected => Self::Punt(None),
+            Class::Named | Class::Resolver => Self::Punt(Some(reason)),
+            Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded => Self::Pass(reason),
+        }
+    }
 }
 
 /// What is known of the packet that is being judged, for refusals and events.
@@ -107,7 +122,7 @@ pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     if matches!(packet.kind, Kind::Neighbour) {
         // The host's own addresses are guarded and its to solicit; what is denied is not, even so.
         let reachable = neighbour::is_link_scope(packet.dst)
-            || !matches!(policy::rule(policy, packet.dst).class(), Class::Denied);
+            || !matches!(policy::rule(policy, packet.dst).without_names().class(), Class::Denied);
         return if reachable && neighbour::discovery_is_own(skb, &packet, &ethernet, sandbox) {
             Outcome::Pass(Reason::Neighbour)
         } else {
@@ -119,9 +134,9 @@ pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     }
     let key = FlowKey::of(sandbox.tenant, &packet, Side::Sandbox);
     if let Some(key) = &key
-        && let Some(reason) = known(skb, &packet, key, policy)
+        && let Some(outcome) = known(skb, &packet, key, policy)
     {
-        return Outcome::Pass(reason);
+        return outcome;
     }
     match Subject::note(Way::FromSandbox, policy, ethernet.macs, Some(packet)) {
         Some(subject) => unknown(skb, sandbox, subject, key.as_ref()),
@@ -133,12 +148,21 @@ pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
 #[inline(always)]
 fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&FlowKey>) -> Outcome {
     let Some(packet) = &subject.packet else { return subject.refused(Reason::Malformed) };
-    if matches!(packet.kind, Kind::IcmpError) && quotes_known(skb, sandbox, packet, Side::Sandbox) {
-        return Outcome::Pass(Reason::Reply);
+    if matches!(packet.kind, Kind::IcmpError)
+        && let Some(rule) = quoted(skb, sandbox, packet, Side::Sandbox)
+    {
+        return Outcome::goes(rule, Reason::Reply);
     }
     let rule = policy::rule(subject.policy, packet.dst);
+    if decide::is_punted(packet, rule, ports::is_inspected) {
+        subject.rule = rule;
+        return match key {
+            Some(key) => hand_over(skb, sandbox, subject, key),
+            None => subject.refused(Reason::Malformed),
+        };
+    }
     let reason = decide::judge(packet, rule);
-    subject.rule = rule;
+    subject.rule = rule.without_names();
     if let Decision::Deny = reason.decision() {
         // It was allowed before the policy was replaced.
         if let Some(key) = key
@@ -165,48 +189,75 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
     }
 }
 
+/// Begins a connection with the inspector.
+#[inline(always)]
+fn hand_over(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: &FlowKey) -> Outcome {
+    let Some(packet) = &subject.packet else { return subject.refused(Reason::Malformed) };
+    // It was allowed by its address, or was a query, before the policy was replaced.
+    if let Some(flow) = flows::find(key)
+        && matches!(flow.direction(), Direction::Egress)
+    {
+        flow.revoke(sandbox.ifindex);
+        return subject.refused(Reason::Revoked);
+    }
+    if matches!(packet.kind, Kind::Tcp) && !packet.is_syn() {
+        return subject.refused(Reason::Protocol);
+    }
+    if !punt::is_served(packet) {
+        return subject.refused(Reason::InspectorDown);
+    }
+    match open_egress(sandbox.slot, subject, key, skb.frame_len()) {
+        Ok(()) => Outcome::goes(subject.rule, decide::reason_of(subject.rule)),
+        Err(reason) => subject.refused(reason),
+    }
+}
+
 /// Follows a packet of the sandbox along the connection that it belongs to. `None` if it belongs to none, or to
 /// one that may not go on.
 #[inline(always)]
-fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Option<Reason> {
+fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Option<Outcome> {
     if let Some(flow) = flows::find(key) {
-        let reason = match flow.direction() {
+        let outcome = match flow.direction() {
             Direction::Egress => {
                 if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
                     return None;
                 }
-                decide::reason_of(flow.rule())
+                let mut rule = flow.rule();
+                if let Class::Inspected = rule.class()
+                    && let Some(verdict) = punt::verdict(key)
+                {
+                    rule = verdict;
+                    flow.set_judged(rule, policy.generation());
+                }
+                Outcome::goes(rule, decide::reason_of(rule))
             }
             Direction::Inbound => {
                 flow.set_judged(RuleWord::UNMATCHED, policy.generation());
-                Reason::Reply
+                Outcome::Pass(Reason::Reply)
             }
         };
         flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Some(reason);
+        return Some(outcome);
     }
-    if closed::lingers(key, packet, policy.generation()) {
-        return Some(Reason::Reply);
-    }
-    None
+    closed::lingers(key, packet, policy.generation()).map(|rule| Outcome::goes(rule, Reason::Reply))
 }
 
 /// Judges a connection of an earlier policy under the one in force.
 #[inline(always)]
 fn still_permitted(flow: &Tracked, policy: PolicyWord, remote: Addr) -> bool {
-    let rule = policy::rule(policy, remote);
-    if decide::permits(rule) {
-        flow.set_judged(rule, policy.generation());
+    let (held, rule) = (flow.rule(), policy::rule(policy, remote));
+    if decide::permits(held, rule) {
+        flow.set_judged(decide::held_under(held, rule), policy.generation());
         return true;
     }
     false
 }
 
-/// Whether an ICMP error is about a known connection.
+/// The rule of the known connection that an ICMP error is about.
 #[inline(never)]
-fn quotes_known(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> bool {
-    let Some(key) = icmp::quoted_flow(skb, packet, from, sandbox.tenant) else { return false };
-    flows::find(&key).is_some()
+fn quoted(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> Option<RuleWord> {
+    let key = icmp::quoted_flow(skb, packet, from, sandbox.tenant)?;
+    flows::find(&key).map(|flow| flow.rule())
 }
 
 /// Begins to follow the connection that the sandbox's packet opens. Not inlined, for the sake of the stack.
@@ -219,6 +270,12 @@ fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resul
     flow.bytes_out = u64::from(bytes);
     if !budget::take(slot, policy::egress_connections(policy)) {
         return Err(Reason::ConnectionLimit);
+    }
+    if decide::belongs_to_inspector(subject.rule)
+        && let Err(reason) = punt::note(key)
+    {
+        budget::give_back(slot);
+        return Err(reason);
     }
     flows::open(key, slot, Direction::Egress, flow)
 }
@@ -267,7 +324,8 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
             deny(Some(packet), Reason::NeighbourClaim)
         };
     }
-    let by_host = skb.ingress_ifindex() == 0;
+    // What the inspector sends in another sandbox's name is that sandbox's, not the host's.
+    let by_host = skb.ingress_ifindex() == 0 && !is_upstream(skb);
     let Some(key) = FlowKey::of(sandbox.tenant, &packet, Side::Remote) else {
         return match without_connection(skb, sandbox, &packet, policy, by_host) {
             Ok(reason) => Outcome::Pass(reason),
@@ -277,6 +335,10 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     if let Some(flow) = flows::find(&key) {
         match flow.direction() {
             Direction::Egress => {
+                // The other end of a punted connection is the inspector, whatever its address says.
+                if decide::belongs_to_inspector(flow.rule()) && !by_host {
+                    return deny(Some(packet), Reason::Inbound);
+                }
                 if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
                     if let Some(subject) = Subject::note(Way::ToSandbox, policy, [0; 3], Some(packet)) {
                         subject.rule = policy::rule(policy, packet.src);
@@ -290,7 +352,7 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
         flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
     }
-    if closed::lingers(&key, &packet, policy.generation()) {
+    if closed::lingers(&key, &packet, policy.generation()).is_some() {
         return Outcome::Pass(Reason::Reply);
     }
     if !(by_host || sandbox.flags & sandbox_flags::INBOUND_ANY != 0) || !sandbox.owns(packet.dst) {
@@ -328,12 +390,14 @@ fn without_connection(
     by_host: bool,
 ) -> Result<Reason, Reason> {
     match packet.kind {
-        Kind::IcmpError if quotes_known(skb, sandbox, packet, Side::Remote) => Ok(Reason::Reply),
+        Kind::IcmpError if quoted(skb, sandbox, packet, Side::Remote).is_some() => Ok(Reason::Reply),
         // Worth nothing without its first fragment, which does belong to a connection.
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
             Class::Allowed | Class::Unmatched => Ok(Reason::Reply),
-            Class::Denied | Class::Guarded if by_host => Ok(Reason::Reply),
-            Class::Denied | Class::Guarded => Err(Reason::Fragment),
+            _ if by_host => Ok(Reason::Reply),
+            Class::Denied | Class::Guarded | Class::Inspected | Class::Resolver | Class::Named => {
+                Err(Reason::Fragment)
+            }
         },
         Kind::MulticastListener if by_host => Ok(Reason::Neighbour),
         Kind::Other => Err(Reason::Protocol),

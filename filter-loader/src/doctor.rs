@@ -97,6 +97,7 @@ pub fn of_daemon(core: &Core) -> Result<Value, ControlError> {
             )
         });
     }
+    findings.extend(core.way_to_inspector()?);
     let lost = core.kernel.sandboxes.events_lost()?;
     if lost > 0 {
         findings.push(Finding::new(

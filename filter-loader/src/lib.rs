@@ -13,4 +13,5 @@ pub mod error;
 pub mod kernel;
 pub mod netlink;
 pub mod protocol;
+pub mod routing;
 pub mod server;

@@ -38,6 +38,8 @@ pub struct Link {
     pub name: String,
     /// Whether its frames have Ethernet headers.
     pub ethernet: bool,
+    /// Its own hardware address; zeros if it has none.
+    pub mac: Mac,
 }
 
 /// Who is at the other end of an interface.
@@ -56,11 +58,18 @@ pub enum Change {
     LinkGone(u32),
     /// The host's addresses are not what they were.
     Addresses,
+    /// A routing rule went away.
+    Rules,
     /// Changes came faster than they could be told.
     Missed,
 }
 
 impl Netlink {
+    /// The connection itself, for whoever has other things to ask. One list at a time.
+    pub async fn handle(&self) -> tokio::sync::MutexGuard<'_, Handle> {
+        self.lister.lock().await
+    }
+
     /// Opens a connection. The second value tells of changes from now on.
     ///
     /// # Errors
@@ -74,6 +83,8 @@ impl Netlink {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ];
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
@@ -109,7 +120,12 @@ impl Netlink {
                     LinkAttribute::IfName(name) => Some(name.clone()),
                     _ => None,
                 });
+                let mac = message.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Address(bytes) => Mac::try_from(bytes.as_slice()).ok(),
+                    _ => None,
+                });
                 Link {
+                    mac: mac.unwrap_or_default(),
                     index: message.header.index,
                     name: name.unwrap_or_default(),
                     ethernet: message.header.link_layer_type == LinkLayerType::Ether,
@@ -211,6 +227,7 @@ fn change(message: &RouteNetlinkMessage) -> Option<Change> {
         RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
             Some(Change::LinkGone(link.header.index))
         }
+        RouteNetlinkMessage::DelRule(_) => Some(Change::Rules),
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Some(Change::Addresses),
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
             if taken_by_host(route).is_some() =>

@@ -55,8 +55,8 @@ fn shared_types_lie_where_the_programs_have_them() {
     same_layout!(btf, FlowPlaces { ways });
     same_layout!(btf, FlowLock { lock, zero });
     same_layout!(btf, FlowSeed { odd });
-    same_layout!(btf, Closed { until, generation, zero });
-    same_layout!(btf, Sandbox { tenant, slot, flags, ifindex, addr_count, mac, zero, addrs });
+    same_layout!(btf, Closed { until, generation, rule });
+    same_layout!(btf, Sandbox { tenant, slot, flags, ifindex, addr_count, mac, iface_mac, addrs });
     same_layout!(btf, Policy { egress_connections, zero, hash });
     same_layout!(btf, Budget { active, peak, refused, inbound, zero });
     same_layout!(btf, Counters { by_reason });
@@ -83,7 +83,8 @@ fn shared_types_lie_where_the_programs_have_them() {
             zero,
         }
     );
-    same_layout!(btf, Cut { key, ifindex, next_of_sandbox, next_of_remote, macs });
+    same_layout!(btf, Cut { key, ifindex, next_of_sandbox, next_of_remote, macs, rule });
+    same_layout!(btf, Punt { tenant });
     same_layout!(btf, Expiry { timer, cursor, running });
 }
 
@@ -94,6 +95,10 @@ fn the_key_of_a_flow_has_no_padding() {
     let (size, fields) = btf.layout("FlowKey");
     assert_eq!(size as usize, size_of::<FlowKey>());
     let expected = [("local", 0), ("remote", 16), ("tenant", 32), ("ports", 36), ("protocol", 40)];
+    assert_eq!(fields, expected.map(|(name, offset)| (name.to_owned(), offset)));
+    let (size, fields) = btf.layout("PuntKey");
+    assert_eq!(size as usize, size_of::<PuntKey>());
+    let expected = [("src", 0), ("dst", 16), ("ports", 32), ("protocol", 36)];
     assert_eq!(fields, expected.map(|(name, offset)| (name.to_owned(), offset)));
     let (size, _) = btf.layout("Addr");
     assert_eq!(size as usize, size_of::<Addr>());
@@ -112,10 +117,10 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
     let outer = |entries: u32| (BPF_MAP_TYPE_ARRAY_OF_MAPS as u32, 4, 4, entries, 0);
     let ring = |bytes: u32| (BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
     let (key, closed) = (size(size_of::<FlowKey>()), size(size_of::<Closed>()));
-    let expected: [(&str, Definition); 17] = [
+    let expected: [(&str, Definition); 20] = [
         ("BUDGETS", array(size_of::<Budget>(), MAX_SANDBOXES)),
         ("CLOSED", (BPF_MAP_TYPE_LRU_HASH as u32, key, closed, 65_536, 0)),
-        ("COUNTERS", array(size_of::<Counters>(), MAX_SANDBOXES)),
+        ("COUNTERS", (BPF_MAP_TYPE_ARRAY as u32, 4, size(size_of::<Counters>()), MAX_SANDBOXES, MMAPABLE)),
         ("CUTS", ring(256 << 10)),
         ("DISPLACED", (BPF_MAP_TYPE_HASH as u32, 4, size(size_of::<Sandbox>()), MAX_SANDBOXES, NO_PREALLOC)),
         ("EVENTS", ring(4 << 20)),
@@ -127,9 +132,21 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
         ("FLOW_TAGS", shared(size_of::<FlowTags>(), FLOW_SETS)),
         ("POLICIES", array(size_of::<Policy>(), MAX_POLICIES)),
         ("POLICY_WORDS", shared(size_of::<u64>(), MAX_SANDBOXES)),
+        (
+            "PUNTED",
+            (
+                BPF_MAP_TYPE_HASH as u32,
+                size(size_of::<PuntKey>()),
+                size(size_of::<Punt>()),
+                MAX_PUNTED,
+                NO_PREALLOC,
+            ),
+        ),
         ("SANDBOXES", array(size_of::<Sandbox>(), MAX_SANDBOXES)),
+        ("SOCKETS", (BPF_MAP_TYPE_SOCKMAP as u32, 4, 4, socket::COUNT, 0)),
         ("THROTTLES", array(size_of::<Throttle>(), MAX_SANDBOXES)),
         ("TRIES", outer(MAX_POLICIES)),
+        ("VERDICTS", (BPF_MAP_TYPE_LRU_HASH as u32, key, 4, MAX_VERDICTS, 0)),
     ];
     let object = object();
     let mut found: Vec<(&str, Definition)> = object

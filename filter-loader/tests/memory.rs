@@ -33,6 +33,7 @@ fn data(map: &Map) -> &MapData {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::RingBuf(data)
+        | Map::SockMap(data)
         | Map::ArrayOfMaps(data) => data,
         _ => panic!("a map of a kind that this test does not know: {map:?}"),
     }

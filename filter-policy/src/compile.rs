@@ -34,14 +34,45 @@ pub struct Compiled {
 
 /// Compiles a policy for a host, in time n log n.
 pub fn compile(policy: &Policy, guard: &Guard) -> Compiled {
-    let inspect = policy.has_domains();
+    // With `deny-first` whatever is denied is denied before names come into it, and a policy that has names
+    // denies everything.
+    let inspect = policy.has_domains() && policy.precedence == Precedence::AllowFirst;
     let servers = if inspect { policy.dns.servers.as_slice() } else { &[] };
-    Compiled {
+    let mut compiled = Compiled {
         entries: flatten(rules(policy, guard), policy.precedence),
         egress_connections: policy.limits.egress_connections,
         precedence: policy.precedence,
         inspect,
         resolvers: servers.iter().copied().map(Addr::from).collect(),
+    };
+    if inspect {
+        open_to_names(&mut compiled);
+    }
+    compiled
+}
+
+/// Says of everything that is denied that a name may allow it, and of the resolvers what they are. A resolver
+/// that is guarded stays so; one in an allowed CIDR is reached directly.
+fn open_to_names(compiled: &mut Compiled) {
+    for (_, word) in &mut compiled.entries {
+        if word.class() == Class::Denied {
+            *word = RuleWord::new(Class::Inspected, word.number());
+        }
+    }
+    for resolver in compiled.resolvers.clone() {
+        let word = evaluate(compiled, resolver);
+        if word.class() != Class::Inspected {
+            continue;
+        }
+        let entry = (Prefix { addr: resolver, len: 128 }, RuleWord::new(Class::Resolver, word.number()));
+        match compiled.entries.binary_search_by_key(&entry.0, |(prefix, _)| *prefix) {
+            Ok(place) => {
+                if let Some(there) = compiled.entries.get_mut(place) {
+                    *there = entry;
+                }
+            }
+            Err(place) => compiled.entries.insert(place, entry),
+        }
     }
 }
 
@@ -122,6 +153,6 @@ fn rank(class: Class, precedence: Precedence) -> u8 {
         (Class::Guarded, _) => 0,
         (Class::Allowed, Precedence::AllowFirst) | (Class::Denied, Precedence::DenyFirst) => 1,
         (Class::Denied, Precedence::AllowFirst) | (Class::Allowed, Precedence::DenyFirst) => 2,
-        (Class::Unmatched, _) => 3,
+        (Class::Unmatched | Class::Inspected | Class::Resolver | Class::Named, _) => 3,
     }
 }

@@ -3,7 +3,7 @@
 //! What two parsers could read differently is no name at all: anything outside ASCII letters, digits,
 //! hyphen and underscore, and whatever some resolver would take for an address.
 
-use std::fmt;
+use std::{borrow::Borrow, fmt};
 
 use thiserror::Error;
 
@@ -66,6 +66,17 @@ impl Name {
 
     /// The canonical text.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What it lies below, nearest first.
+    pub(crate) fn parents(&self) -> impl Iterator<Item = &str> {
+        self.0.match_indices('.').map(|(dot, _)| &self.0[dot + 1..])
+    }
+}
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

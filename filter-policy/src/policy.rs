@@ -149,13 +149,15 @@ impl Policy {
     /// The JSON pointer of the entry that a verdict names; none where no entry of this policy decided.
     pub fn rule_pointer(&self, word: RuleWord) -> Option<String> {
         let number = word.number() as usize;
-        match word.class() {
-            Class::Allowed => (number < self.allow_out.len()).then(|| format!("/allowOut/{number}")),
+        match word.without_names().class() {
+            Class::Allowed | Class::Named => {
+                (number < self.allow_out.len()).then(|| format!("/allowOut/{number}"))
+            }
             Class::Denied if number < self.deny_out.len() => Some(format!("/denyOut/{number}")),
             // The rule that `compile` adds after those of `denyOut`.
             Class::Denied => (!self.allow_internet_access && number == self.deny_out.len())
                 .then(|| "/allowInternetAccess".to_owned()),
-            Class::Guarded | Class::Unmatched => None,
+            Class::Guarded | Class::Unmatched | Class::Inspected | Class::Resolver => None,
         }
     }
 

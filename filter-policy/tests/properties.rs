@@ -240,3 +240,53 @@ fn near_document() -> impl Strategy<Value = Value> {
         });
     prop_oneof![any_value.clone(), skeleton]
 }
+
+/// Names over few letters, so that patterns often match and often nearly do.
+fn few_names() -> impl Strategy<Value = Vec<String>> {
+    vec("(\\*\\.)?[ab]{1,2}(\\.[ab]{1,2}){0,3}|\\*", 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn the_matcher_finds_what_the_list_says(patterns in few_names(), probes in vec("[ab]{1,2}(\\.[ab]{1,2}){0,4}", 1..20)) {
+        let document = json!({ "allowOut": patterns, "denyOut": ["0.0.0.0/0"] });
+        let policy = Policy::from_value(document, &Defaults::default()).unwrap();
+        let matcher = filter_policy::Matcher::new(&policy);
+        for probe in probes {
+            let name = filter_policy::Name::parse(&probe).unwrap();
+            prop_assert_eq!(matcher.find(&name), policy.match_name(&name), "{}", name);
+        }
+    }
+
+    #[test]
+    fn names_open_what_is_denied_and_nothing_that_is_guarded_or_allowed(
+        (policy, probes) in document(), guard in guard(), servers in vec(addr(), 0..4)
+    ) {
+        let mut document = policy.canonical();
+        document["denyOut"].as_array_mut().unwrap().push(json!("0.0.0.0/0"));
+        let plain = Policy::from_value(document.clone(), &Defaults::default()).unwrap();
+        document["allowOut"].as_array_mut().unwrap().push(json!("a.test"));
+        let servers: Vec<_> = servers
+            .into_iter()
+            .filter(|server| Policy::from_value(json!({"dns": {"servers": [server]}}), &Defaults::default()).is_ok())
+            .collect();
+        document["dns"]["servers"] = json!(servers);
+        let named = Policy::from_value(document, &Defaults::default()).unwrap();
+        let (plain, compiled) = (compile(&plain, &guard), compile(&named, &guard));
+        prop_assert!(compiled.entries.is_sorted_by(|(a, _), (b, _)| a < b), "sorted, no prefix twice");
+        let edges = probes.iter().flat_map(|net| [net.network(), net.broadcast()]).chain(servers.iter().copied());
+        for addr in edges {
+            let (before, now) = (evaluate(&plain, addr.into()), evaluate(&compiled, addr.into()));
+            prop_assert_eq!(now.without_names(), before, "{}", addr);
+            let expected = match before.class() {
+                Class::Denied if named.precedence == Precedence::DenyFirst => Class::Denied,
+                Class::Denied if servers.contains(&addr) => Class::Resolver,
+                Class::Denied => Class::Inspected,
+                other => other,
+            };
+            prop_assert_eq!(now.class(), expected, "{}", addr);
+        }
+    }
+}

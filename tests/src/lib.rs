@@ -31,6 +31,7 @@ mod server;
 mod sys;
 mod tap;
 mod topology;
+mod zone;
 
 pub use capture::{Capture, Count, Flow};
 pub use client::{Attempt, HttpAnswer};
@@ -45,6 +46,7 @@ pub use sandbox::Sandbox;
 pub use server::{Accepted, Server, Service};
 pub use tap::Tap;
 pub use topology::{Topology, TopologyBuilder};
+pub use zone::Zone;
 
 /// For frames that no socket would send.
 pub use etherparse;

@@ -108,8 +108,10 @@ fn entries(policy: &Policy, compiled: &Compiled) -> Vec<Entry> {
 const fn verdict(class: Class) -> &'static str {
     match class {
         Class::Allowed | Class::Unmatched => "allow",
-        Class::Denied => "deny",
-        Class::Guarded => "guarded",
+        // What names may open after all stands in `inspect`.
+        Class::Denied | Class::Inspected => "deny",
+        Class::Resolver => "dns",
+        Class::Guarded | Class::Named => "guarded",
     }
 }
 
@@ -120,7 +122,12 @@ fn warnings(policy: &Policy, compiled: &Compiled) -> Vec<Warning> {
             deny everything else";
         warnings.push(Warning { pointer: "/allowOut".to_owned(), message: message.to_owned() });
     }
-    let used: HashSet<RuleWord> = compiled.entries.iter().map(|(_, word)| *word).collect();
+    if policy.has_domains() && !compiled.inspect {
+        let message =
+            "with `deny-first` the names are never asked for: 0.0.0.0/0 in denyOut comes before them";
+        warnings.push(Warning { pointer: "/precedence".to_owned(), message: message.to_owned() });
+    }
+    let used: HashSet<RuleWord> = compiled.entries.iter().map(|(_, word)| word.without_names()).collect();
     let mut unused = rules(policy).filter(|(_, word)| !used.contains(word));
     warnings.extend(unused.by_ref().take(MAX_WARNINGS).map(|(prefix, word)| Warning {
         pointer: policy.rule_pointer(word).unwrap_or_default(),
@@ -150,7 +157,7 @@ fn rules(policy: &Policy) -> impl Iterator<Item = (Prefix, RuleWord)> {
 fn shadowed(prefix: Prefix, word: RuleWord, policy: &Policy, compiled: &Compiled) -> String {
     let around = (0..=prefix.len).rev().find_map(|len| {
         let outer = shortened(prefix, len);
-        find(compiled, outer).map(|word| (outer, word))
+        find(compiled, outer).map(|word| (outer, word.without_names()))
     });
     let Some((outer, stronger)) = around else {
         return "has no effect".to_owned();
@@ -211,6 +218,20 @@ mod tests {
         assert_eq!(checked.policy_hash.len(), 64);
         assert!(checked.inspect && checked.warnings.is_empty());
         assert_eq!(checked.resolvers, ["8.8.8.8".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn resolvers_stand_out_and_names_that_are_never_asked_for_are_warned_about() {
+        let document = json!({ "allowOut": ["a.test"], "denyOut": ["0.0.0.0/0"] });
+        let found = checked(document.clone());
+        let resolver = found.entries.iter().find(|entry| entry.prefix == "8.8.8.8/32").unwrap();
+        assert_eq!((resolver.verdict, resolver.rule.as_deref()), ("dns", Some("/denyOut/0")));
+        assert!(found.inspect && found.warnings.is_empty());
+        let mut document = document;
+        document["precedence"] = json!("deny-first");
+        let found = checked(document);
+        assert!(!found.inspect && found.resolvers.is_empty());
+        assert_eq!(pointers(&found)[0].0, "/precedence");
     }
 
     #[test]

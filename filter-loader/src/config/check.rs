@@ -2,13 +2,14 @@
 
 use std::{collections::HashSet, ops::RangeInclusive, path::Path, time::Duration};
 
+use filter_common::layout::MAX_INSPECTED_PORTS;
 use filter_policy::Name;
 
 use super::{
     Config,
     api_keys::ApiKey,
     error::Wrong,
-    sections::{Ingress, Inspector, Limits, Paths, Provider, ProviderKind, Rate, Timeouts},
+    sections::{Ingress, Inspector, Limits, Marks, Paths, Provider, ProviderKind, Rate, Timeouts},
 };
 
 const EGRESS_CONNECTIONS: RangeInclusive<u32> = 1..=1_000_000;
@@ -20,6 +21,11 @@ const PATIENCE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration:
 const RATE_PERIOD: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
 /// `sun_path` with its terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
+
+const DNS_PORT: u16 = 53;
+/// Rules of lower priority come behind that of the main table.
+const LAST_PRIORITY: u32 = 32_765;
+const MAX_MARK_BITS: u32 = 16;
 
 type Checked = Result<(), Wrong>;
 
@@ -86,6 +92,33 @@ fn inspector(inspector: &Inspector) -> Checked {
         if !seen.insert(port) {
             return wrong("inspector.ports", format!("port {port} stands there twice; name it once"));
         }
+    }
+    if seen.len() > MAX_INSPECTED_PORTS {
+        return wrong("inspector.ports", format!("at most {MAX_INSPECTED_PORTS} ports can be inspected"));
+    }
+    if seen.contains(&DNS_PORT) {
+        return wrong("inspector.ports", "port 53 is DNS and has its own treatment");
+    }
+    marks(&inspector.marks)?;
+    // The kernel's own: unspecified, compat, default, main, local.
+    if matches!(inspector.table, 0 | 252..=255) {
+        return wrong("inspector.table", "that table is the kernel's own; take another number");
+    }
+    if !(1..LAST_PRIORITY).contains(&inspector.rule_priority) {
+        return wrong("inspector.rule_priority", format!("expected 1 to {}", LAST_PRIORITY - 1));
+    }
+    Ok(())
+}
+
+fn marks(marks: &Marks) -> Checked {
+    let Marks { mask, punted, upstream } = *marks;
+    let told_apart = punted != upstream && punted != 0 && upstream != 0;
+    if (punted | upstream) & !mask != 0 || !told_apart {
+        let message = "`punted` and `upstream` must differ, lie within `mask`, and not be 0";
+        return wrong("inspector.marks", message);
+    }
+    if mask.count_ones() > MAX_MARK_BITS {
+        return wrong("inspector.marks", format!("at most {MAX_MARK_BITS} bits; the others are for others"));
     }
     Ok(())
 }

@@ -158,6 +158,12 @@ pub struct Inspector {
     /// How long a destination may take to answer.
     #[serde(with = "humantime_serde")]
     pub dial_timeout: Duration,
+    /// How its packets are told from others.
+    pub marks: Marks,
+    /// The routing table by which packets reach it.
+    pub table: u32,
+    /// The place of its routing rules among others; the one behind it is used too.
+    pub rule_priority: u32,
 }
 
 impl Default for Inspector {
@@ -166,7 +172,28 @@ impl Default for Inspector {
             ports: InspectedPorts::default(),
             peek_timeout: Duration::from_secs(5),
             dial_timeout: Duration::from_secs(10),
+            marks: Marks::default(),
+            table: 5380,
+            rule_priority: 90,
         }
+    }
+}
+
+/// Bits of packet marks that are the filter's on this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Marks {
+    /// Which bits.
+    pub mask: u32,
+    /// What they are on packets for the inspector.
+    pub punted: u32,
+    /// What they are on packets that the inspector sends in a sandbox's name.
+    pub upstream: u32,
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self { mask: 0x3000_0000, punted: 0x1000_0000, upstream: 0x2000_0000 }
     }
 }
 

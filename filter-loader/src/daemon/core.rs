@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use filter_common::layout::{self, MAX_ADDRS, PolicyWord, sandbox_flags};
 use filter_common::{Addr, Reason};
-use filter_policy::{Guard, Policy, compile};
-use sha2::{Digest, Sha256};
+use filter_policy::{Guard, Policy};
 use tokio::runtime::Handle;
 
-use super::registry::{InForce, Registry, Sandbox};
+use super::inspection::Inspection;
+use super::registry::{InForce, JudgedBy, Registry, Sandbox};
 use super::state::{Record, StateDir};
+use super::templates::{Template, Templates};
 use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
@@ -36,6 +37,10 @@ pub struct Core {
     pub state: StateDir,
     /// Who there is.
     pub registry: Registry,
+    /// What they are judged by.
+    pub templates: Templates,
+    /// Who judges by name.
+    pub inspection: Inspection,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -57,6 +62,8 @@ impl Core {
             netlink,
             state,
             registry: Registry::default(),
+            templates: Templates::default(),
+            inspection: Inspection::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -82,6 +89,7 @@ impl Core {
             None => Policy::from_value(self.config.defaults.policy.clone(), &self.config.defaults.fields)?,
         };
         supported(&policy)?;
+        let template = self.template(policy)?;
         let link = self.link(&request.iface)?;
         let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
         let reservation = self.registry.reserve(&request.id, &link.name, link.index, &addrs)?;
@@ -91,21 +99,18 @@ impl Core {
             ifindex: link.index,
             addrs,
             mac,
+            iface_mac: link.mac,
             slot: reservation.slot,
             tenant: reservation.tenant,
             created_at: SystemTime::now(),
-            in_force: Mutex::new(InForce {
-                policy: Arc::new(policy),
-                previous: None,
-                generation: 0,
-                lease: None,
-            }),
+            in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
+            judged_by: JudgedBy::default(),
         };
         // Pins that an interrupted attach left under this name may be of another interface.
         self.kernel.links.detach(sandbox.id.as_str(), "")?;
         let attached = self.put_in_force(&sandbox, 1).and_then(|()| {
             let in_force = sandbox.in_force();
-            self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.policy))
+            self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.template.policy))
         });
         if let Err(error) = attached {
             self.take_out_of_force(&sandbox, &mut sandbox.in_force())?;
@@ -129,10 +134,12 @@ impl Core {
     /// Gives the kernel everything about a sandbox that is not in it yet, the programs last.
     pub(super) fn put_in_force(&self, sandbox: &Sandbox, generation: u32) -> Result<(), ControlError> {
         let mut in_force = sandbox.in_force();
-        let lease = self.lease(&in_force.policy)?;
+        let lease = self.lease(&in_force.template)?;
         let word = PolicyWord::new(lease.slot(), generation);
         in_force.lease = Some(lease);
         in_force.generation = generation;
+        sandbox.judged_by.prepare(in_force.template.rules(generation));
+        sandbox.judged_by.commit();
         drop(in_force);
         self.kernel.sandboxes.enter(&self.entry(sandbox))?;
         self.kernel.words.store(sandbox.slot, word);
@@ -152,9 +159,9 @@ impl Core {
         {
             let mut in_force = sandbox.in_force();
             // These are fixed when a sandbox is attached.
-            policy.allow_public_traffic = in_force.policy.allow_public_traffic;
-            policy.mask_request_host.clone_from(&in_force.policy.mask_request_host);
-            self.replace(&sandbox, &mut in_force, Arc::new(policy))?;
+            policy.allow_public_traffic = in_force.template.policy.allow_public_traffic;
+            policy.mask_request_host.clone_from(&in_force.template.policy.mask_request_host);
+            self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
         }
         self.show_sandbox(&sandbox)
     }
@@ -164,25 +171,28 @@ impl Core {
         &self,
         sandbox: &Sandbox,
         in_force: &mut InForce,
-        policy: Arc<Policy>,
+        template: Arc<Template>,
     ) -> Result<(), ControlError> {
         if in_force.lease.is_none() {
             return Err(ControlError::not_found(&sandbox.id));
         }
-        let lease = self.lease(&policy)?;
+        let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
-        if let Err(error) = self.state.save(&Record::of(sandbox, generation, &policy)) {
+        if let Err(error) = self.state.save(&Record::of(sandbox, generation, &template.policy)) {
             self.kernel.policies.release(lease);
             return Err(error);
         }
+        sandbox.judged_by.prepare(template.rules(generation));
         self.kernel.words.store(sandbox.slot, PolicyWord::new(lease.slot(), generation));
-        let old_policy = std::mem::replace(&mut in_force.policy, policy);
-        in_force.previous = Some((in_force.generation, old_policy));
+        sandbox.judged_by.commit();
+        let old = std::mem::replace(&mut in_force.template, template);
+        in_force.previous = Some((in_force.generation, old.policy.clone()));
         in_force.generation = generation;
         let old_lease = in_force.lease.replace(lease);
 
         self.kernel.policies.wait_grace_period()?;
         self.cut_revoked(sandbox)?;
+        self.inspection.rejudge(sandbox.tenant);
         if let Some(old_lease) = old_lease {
             self.kernel.policies.release(old_lease);
         }
@@ -237,6 +247,8 @@ impl Core {
     /// The entry in the kernel goes last: by it a next daemon finds what is left, should this be interrupted.
     fn take_out_of_force(&self, sandbox: &Sandbox, in_force: &mut InForce) -> Result<(), ControlError> {
         self.kernel.links.detach(sandbox.id.as_str(), &sandbox.iface)?;
+        sandbox.judged_by.clear();
+        self.inspection.forget(sandbox.tenant);
         // Packets that were under way may still have begun connections.
         self.kernel.policies.wait_grace_period()?;
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
@@ -260,7 +272,7 @@ impl Core {
     fn show_sandbox(&self, sandbox: &Sandbox) -> Result<Show, ControlError> {
         let (policy, generation) = {
             let in_force = sandbox.in_force();
-            (in_force.policy.clone(), in_force.generation)
+            (in_force.template.policy.clone(), in_force.generation)
         };
         let word = self.kernel.words.load(sandbox.slot);
         let enforced = word.generation() == generation
@@ -317,7 +329,7 @@ impl Core {
         };
         let mut stats = Vec::new();
         for sandbox in sandboxes {
-            let policy = sandbox.in_force().policy.clone();
+            let policy = sandbox.in_force().template.policy.clone();
             let (connections, counters) = self.activity(&sandbox, &policy)?;
             stats.push(SandboxStats { id: sandbox.id.clone(), connections, counters });
         }
@@ -394,15 +406,22 @@ impl Core {
             ifindex: sandbox.ifindex,
             addr_count: u32::try_from(sandbox.addrs.len().min(MAX_ADDRS)).unwrap_or(0),
             mac: sandbox.mac.map(Mac::octets).unwrap_or_default(),
-            zero: [0; 6],
+            iface_mac: sandbox.iface_mac,
             addrs,
         }
     }
 
-    pub(super) fn lease(&self, policy: &Policy) -> Result<Lease, ControlError> {
-        let guard = self.guard();
-        let compiled = compile(policy, &guard);
-        Ok(self.kernel.policies.lease(content_hash(policy, &guard), &compiled)?)
+    /// A policy compiled for this host as it is now; the way to the inspector is open if that is needed.
+    pub(super) fn template(&self, policy: impl Into<Arc<Policy>>) -> Result<Arc<Template>, ControlError> {
+        let template = self.templates.of(&policy.into(), &self.guard());
+        if template.compiled.inspect {
+            self.open_way_to_inspector()?;
+        }
+        Ok(template)
+    }
+
+    pub(super) fn lease(&self, template: &Template) -> Result<Lease, ControlError> {
+        Ok(self.kernel.policies.lease(template.hash, &template.compiled)?)
     }
 
     pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
@@ -410,27 +429,12 @@ impl Core {
     }
 }
 
-/// What makes two compiled policies the same.
-pub(super) fn content_hash(policy: &Policy, guard: &Guard) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(policy.hash().as_bytes());
-    for prefix in guard.prefixes() {
-        hash.update(prefix.to_string());
-        hash.update([0]);
-    }
-    hash.finalize().into()
-}
-
 /// Refuses what is understood but cannot be enforced yet. Attaching it would promise what is not kept.
 fn supported(policy: &Policy) -> Result<(), ControlError> {
-    let unsupported = if policy.has_domains() {
-        Some("allowOut: domain names are not supported yet; use addresses and CIDRs")
-    } else if !policy.rules.is_empty() {
-        Some("rules: header transforms are not supported yet; remove them")
-    } else {
-        None
-    };
-    unsupported.map_or(Ok(()), |message| Err(ControlError::failed(message)))
+    if policy.rules.is_empty() {
+        return Ok(());
+    }
+    Err(ControlError::failed("rules: header transforms are not supported yet; remove them"))
 }
 
 fn host(error: std::io::Error) -> ControlError {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use etherparse::PacketBuilder;
 use filter_common::layout::Cut;
+use filter_common::{RuleWord, decide};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::core::Core;
@@ -37,7 +38,8 @@ fn wait(ring: &Ring<Cut>) {
 }
 
 fn reset(core: &Core, cut: &Cut) {
-    for towards in [Towards::Sandbox, Towards::Host] {
+    let punted = decide::belongs_to_inspector(RuleWord::from_bits(cut.rule));
+    for towards in [Towards::Sandbox, if punted { Towards::Inspector } else { Towards::Host }] {
         let Some(frame) = frame(cut, towards) else { continue };
         if let Err(error) = core.kernel.runner.inject(&frame, cut.ifindex, towards) {
             // The interface may have gone meanwhile, and the connection with it.
@@ -61,7 +63,7 @@ fn frame(cut: &Cut, towards: Towards) -> Option<Vec<u8>> {
     );
     let (macs, from, to) = match towards {
         Towards::Sandbox => ((peer, own), remote, local),
-        Towards::Host => ((own, peer), local, remote),
+        Towards::Host | Towards::Inspector => ((own, peer), local, remote),
     };
     const HOP_LIMIT: u8 = 64;
     let ethernet = PacketBuilder::ethernet2(macs.0, macs.1);

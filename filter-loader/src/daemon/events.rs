@@ -7,13 +7,15 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use filter_common::ip::protocol;
 use filter_common::layout::{self, event_kind};
-use filter_common::{Addr, Reason, RuleWord};
+use filter_common::{Reason, RuleWord};
+use filter_inspector::host::{self, Happening, Transport};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -29,6 +31,11 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const FOLD: Duration = Duration::from_secs(1);
 /// Denials that are being folded at once. Beyond that each is told by itself.
 const MAX_FOLDED: usize = 65_536;
+
+/// What an event is called.
+const OPEN: &str = "open";
+const CLOSE: &str = "close";
+const DENY: &str = "deny";
 
 /// Something that happened, as it is written.
 #[derive(Clone, Debug, Serialize)]
@@ -69,13 +76,46 @@ struct Dropped {
 
 /// What makes two denials the same.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Flow {
+struct Denial {
     tenant: u32,
-    reason: u8,
-    protocol: u8,
-    local: Addr,
-    remote: Addr,
-    ports: (u16, u16),
+    reason: &'static str,
+    proto: String,
+    src: Option<IpAddr>,
+    sport: Option<u16>,
+    dst: Option<IpAddr>,
+    dport: Option<u16>,
+    server_name: Option<String>,
+}
+
+/// Events of the inspector on their way to the writer. When there are too many they are counted instead.
+#[derive(Clone)]
+pub struct Inspected {
+    sender: SyncSender<(u32, host::Event)>,
+    lost: Arc<AtomicU64>,
+}
+
+/// The other end of [`Inspected`].
+pub struct InspectedEvents {
+    receiver: Receiver<(u32, host::Event)>,
+    lost: Arc<AtomicU64>,
+}
+
+/// A way for the inspector's events.
+pub fn inspected() -> (Inspected, InspectedEvents) {
+    /// What comes within an interval of the writer.
+    const WAITING: usize = 16_384;
+    let (sender, receiver) = sync_channel(WAITING);
+    let lost = Arc::new(AtomicU64::new(0));
+    (Inspected { sender, lost: lost.clone() }, InspectedEvents { receiver, lost })
+}
+
+impl Inspected {
+    /// Has an event told. Never waits.
+    pub fn send(&self, tenant: u32, event: host::Event) {
+        if self.sender.try_send((tenant, event)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 struct Folded {
@@ -87,7 +127,8 @@ struct Folded {
 struct Writer {
     core: Arc<Core>,
     out: Option<BufWriter<File>>,
-    folded: HashMap<Flow, Folded>,
+    folded: HashMap<Denial, Folded>,
+    inspected: InspectedEvents,
     /// What each sandbox's throttle had held back when it was last looked at.
     untold: HashMap<u32, u64>,
 }
@@ -99,6 +140,7 @@ struct Writer {
 pub fn start(
     core: Arc<Core>,
     mut ring: Ring<layout::Event>,
+    inspected: InspectedEvents,
     jsonl: Option<&Path>,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -110,7 +152,7 @@ pub fn start(
         let activity = core.kernel.sandboxes.activity(sandbox.slot).map_err(std::io::Error::other)?;
         untold.insert(sandbox.tenant, activity.untold);
     }
-    let mut writer = Writer { core, out, folded: HashMap::new(), untold };
+    let mut writer = Writer { core, out, folded: HashMap::new(), inspected, untold };
     std::thread::Builder::new().name("events".into()).spawn(move || {
         loop {
             let last = stop.load(Ordering::Relaxed);
@@ -126,7 +168,10 @@ pub fn start(
 impl Writer {
     fn drain(&mut self, ring: &mut Ring<layout::Event>, last: bool) {
         while let Some(event) = ring.pop() {
-            self.take(&event);
+            self.take(event.tenant, |sandbox| line(&event, sandbox));
+        }
+        while let Ok((tenant, event)) = self.inspected.receiver.try_recv() {
+            self.take(tenant, |sandbox| Some(inspected_line(&event, sandbox)));
         }
         self.unfold(last);
         self.tell_losses();
@@ -137,26 +182,28 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, event: &layout::Event) {
+    fn take(&mut self, tenant: u32, line: impl FnOnce(&Sandbox) -> Option<Line>) {
         if self.out.is_none() {
             return;
         }
         // Its sandbox left long ago.
-        let Some(sandbox) = self.core.registry.tenant(event.tenant) else { return };
-        let Some(line) = line(event, &sandbox) else { return };
-        if event.kind != event_kind::DENY {
+        let Some(sandbox) = self.core.registry.tenant(tenant) else { return };
+        let Some(line) = line(&sandbox) else { return };
+        if line.event != DENY {
             self.write(&line);
             return;
         }
-        let flow = Flow {
-            tenant: event.tenant,
-            reason: event.reason,
-            protocol: event.protocol,
-            local: event.local,
-            remote: event.remote,
-            ports: (event.local_port, event.remote_port),
+        let denial = Denial {
+            tenant,
+            reason: line.reason,
+            proto: line.proto.clone(),
+            src: line.src,
+            sport: line.sport,
+            dst: line.dst,
+            dport: line.dport,
+            server_name: line.server_name.clone(),
         };
-        if let Some(folded) = self.folded.get_mut(&flow) {
+        if let Some(folded) = self.folded.get_mut(&denial) {
             folded.count += 1;
             folded.line.ts = line.ts;
             folded.line.bytes_out += line.bytes_out;
@@ -167,7 +214,7 @@ impl Writer {
         self.write(&Line { count: Some(1), ..line.clone() });
         if self.folded.len() < MAX_FOLDED {
             let line = Line { bytes_out: 0, bytes_in: 0, ..line };
-            self.folded.insert(flow, Folded { since: line.ts, line, count: 0 });
+            self.folded.insert(denial, Folded { since: line.ts, line, count: 0 });
         }
     }
 
@@ -188,6 +235,7 @@ impl Writer {
 
     fn tell_losses(&mut self) {
         let mut dropped = self.core.kernel.sandboxes.take_events_lost().unwrap_or(0);
+        dropped += self.inspected.lost.swap(0, Ordering::Relaxed);
         let mut present = HashMap::new();
         for sandbox in self.core.registry.all() {
             let Ok(activity) = self.core.kernel.sandboxes.activity(sandbox.slot) else { continue };
@@ -215,9 +263,9 @@ impl Writer {
 fn line(event: &layout::Event, sandbox: &Sandbox) -> Option<Line> {
     let reason = Reason::from_number(event.reason)?;
     let (name, decision) = match event.kind {
-        event_kind::OPEN => ("open", reason.decision()),
-        event_kind::CLOSE => ("close", reason.decision()),
-        event_kind::DENY => ("deny", reason.decision()),
+        event_kind::OPEN => (OPEN, reason.decision()),
+        event_kind::CLOSE => (CLOSE, reason.decision()),
+        event_kind::DENY => (DENY, reason.decision()),
         _ => return None,
     };
     let readable = event.protocol != 0;
@@ -242,7 +290,8 @@ fn line(event: &layout::Event, sandbox: &Sandbox) -> Option<Line> {
         generation: event.generation,
         decision: decision.name(),
         reason: reason.name(),
-        rule: rule_pointer(sandbox, event),
+        rule: Reason::from_number(event.reason)
+            .and_then(|reason| rule_pointer(sandbox, reason, event.generation, event.rule)),
         proto: protocol_name(event.protocol),
         src,
         sport,
@@ -257,16 +306,50 @@ fn line(event: &layout::Event, sandbox: &Sandbox) -> Option<Line> {
     })
 }
 
-fn rule_pointer(sandbox: &Sandbox, event: &layout::Event) -> Option<String> {
-    // These are reached whatever the policy says of the destination.
-    if matches!(Reason::from_number(event.reason), Some(Reason::Guarded | Reason::Protocol)) {
+/// What the inspector tells of one of its connections.
+fn inspected_line(event: &host::Event, sandbox: &Sandbox) -> Line {
+    let (name, duration) = match event.happening {
+        Happening::Open => (OPEN, None),
+        Happening::Close => (CLOSE, Some(event.duration)),
+        Happening::Deny => (DENY, None),
+    };
+    let proto = match event.flow.transport {
+        Transport::Tcp => protocol::TCP,
+        Transport::Udp => protocol::UDP,
+    };
+    Line {
+        ts: SystemTime::now(),
+        schema: SCHEMA,
+        event: name,
+        sandbox: sandbox.id.to_string(),
+        generation: event.generation,
+        decision: event.reason.decision().name(),
+        reason: event.reason.name(),
+        rule: rule_pointer(sandbox, event.reason, event.generation, event.rule.bits()),
+        proto: protocol_name(proto),
+        src: Some(event.flow.source.ip().to_canonical()),
+        sport: Some(event.flow.source.port()),
+        dst: Some(event.flow.destination.ip().to_canonical()),
+        dport: Some(event.flow.destination.port()),
+        server_name: event.server_name.clone(),
+        resolved_ip: event.resolved,
+        bytes_out: event.bytes_out,
+        bytes_in: event.bytes_in,
+        duration_ms: duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        count: None,
+    }
+}
+
+fn rule_pointer(sandbox: &Sandbox, reason: Reason, generation: u32, rule: u32) -> Option<String> {
+    // These are reached whatever the policy says of the destination, and a resolver is no rule's.
+    if matches!(reason, Reason::Guarded | Reason::Protocol | Reason::Dns) {
         return None;
     }
-    let word = RuleWord::from_bits(event.rule);
+    let word = RuleWord::from_bits(rule);
     let in_force = sandbox.in_force();
     match &in_force.previous {
-        Some((generation, policy)) if *generation == event.generation => policy.rule_pointer(word),
-        _ if in_force.generation == event.generation => in_force.policy.rule_pointer(word),
+        Some((before, policy)) if *before == generation => policy.rule_pointer(word),
+        _ if in_force.generation == generation => in_force.template.policy.rule_pointer(word),
         _ => None,
     }
 }

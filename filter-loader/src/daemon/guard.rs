@@ -4,8 +4,9 @@ use std::sync::{Arc, PoisonError};
 
 use filter_policy::Guard;
 
-use super::core::{Core, content_hash};
+use super::core::Core;
 use super::registry::Sandbox;
+use super::templates::content_hash;
 use crate::config::Config;
 use crate::error::ControlError;
 use crate::netlink::Netlink;
@@ -48,11 +49,11 @@ impl Core {
     /// Replaces a sandbox's policy by itself, if what it was compiled with is not the present guard.
     pub(super) fn refresh_if_guard_changed(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
         let mut in_force = sandbox.in_force();
-        let wanted = content_hash(&in_force.policy, &self.guard());
+        let wanted = content_hash(&in_force.template.policy, &self.guard());
         match &in_force.lease {
             Some(lease) if lease.hash() != wanted => {
-                let policy = Arc::clone(&in_force.policy);
-                self.replace(sandbox, &mut in_force, policy)
+                let template = self.template(Arc::clone(&in_force.template.policy))?;
+                self.replace(sandbox, &mut in_force, template)
             }
             Some(_) | None => Ok(()),
         }

@@ -4,13 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use filter_common::frame;
 use filter_common::layout::PolicyWord;
 use filter_policy::Policy;
 
-use super::core::{Core, content_hash};
-use super::registry::{InForce, Sandbox};
+use super::core::Core;
+use super::registry::{InForce, JudgedBy, Sandbox};
 use super::state::Record;
 use crate::error::{ControlError, ErrorCode};
+use crate::netlink::Link;
 
 impl Core {
     /// Brings kernel and records together.
@@ -21,24 +23,27 @@ impl Core {
         let links = self.block_on(self.netlink.links()).map_err(|error| {
             ControlError::failed(format!("the host does not say what its interfaces are: {error}"))
         })?;
-        let present: HashMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
+        let present: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
         let mut kept = HashSet::new();
         let mut adopted = Vec::new();
         for mut record in self.state.load()? {
             let known = self.kernel.sandboxes.on_interface(record.ifindex)?;
             let is_ours = known.is_some_and(|there| there.tenant == record.tenant);
-            match present.get(&record.ifindex) {
+            let iface_mac = match present.get(&record.ifindex) {
                 // The same name on another index is another interface, and not ours to filter unasked; the
                 // same index under another name is ours if the kernel says so.
-                Some(name) if *name == record.iface || is_ours => record.iface.clone_from(name),
+                Some(link) if link.name == record.iface || is_ours => {
+                    record.iface.clone_from(&link.name);
+                    link.mac
+                }
                 Some(_) | None => {
                     tracing::info!(sandbox = %record.id, iface = record.iface, "the interface is gone");
                     self.state.remove(&record.id)?;
                     continue;
                 }
-            }
+            };
             let (id, tenant) = (record.id.clone(), record.tenant);
-            match self.adopt(record) {
+            match self.adopt(record, iface_mac) {
                 Ok(sandbox) => {
                     kept.insert(tenant);
                     adopted.push(sandbox);
@@ -61,7 +66,7 @@ impl Core {
         Ok(())
     }
 
-    fn adopt(&self, record: Record) -> Result<Arc<Sandbox>, ControlError> {
+    fn adopt(&self, record: Record, iface_mac: frame::Mac) -> Result<Arc<Sandbox>, ControlError> {
         let policy = Policy::from_value(record.policy, &self.config.defaults.fields).map_err(|invalid| {
             ControlError::failed(format!(
                 "the policy of sandbox {} is not valid in this version: {invalid}. Detach it with the version that \
@@ -69,30 +74,32 @@ impl Core {
                 record.id
             ))
         })?;
+        let template = self.template(policy)?;
         let word = self.kernel.words.load(record.slot);
         let in_kernel = self.kernel.sandboxes.on_interface(record.ifindex)?;
         let same = in_kernel.is_some_and(|there| there.tenant == record.tenant && there.slot == record.slot);
         let lease = if same && word.generation() == record.generation {
-            self.kernel.policies.adopt(content_hash(&policy, &self.guard()), word.slot())?
+            self.kernel.policies.adopt(template.hash, word.slot())?
         } else {
             None
         };
+        // Whatever the kernel has goes on counting from there.
+        let generation = if same { word.generation().max(record.generation) } else { record.generation };
+        let judged_by = JudgedBy::default();
+        judged_by.prepare(template.rules(generation));
+        judged_by.commit();
         let sandbox = Arc::new(Sandbox {
             id: record.id,
             iface: record.iface,
             ifindex: record.ifindex,
             addrs: record.addrs,
             mac: record.mac,
+            iface_mac,
             slot: record.slot,
             tenant: record.tenant,
             created_at: record.created_at,
-            in_force: Mutex::new(InForce {
-                policy: Arc::new(policy),
-                previous: None,
-                // Whatever the kernel has goes on counting from there.
-                generation: if same { word.generation().max(record.generation) } else { record.generation },
-                lease,
-            }),
+            in_force: Mutex::new(InForce { template, previous: None, generation, lease }),
+            judged_by,
         });
         self.registry.adopt(sandbox.clone())?;
         Ok(sandbox)
@@ -112,9 +119,11 @@ impl Core {
             let mut in_force = sandbox.in_force();
             if in_force.lease.is_none() {
                 tracing::info!(sandbox = %sandbox.id, "the policy in force is not the one asked for; replacing it");
-                let lease = self.lease(&in_force.policy)?;
+                let lease = self.lease(&in_force.template)?;
                 in_force.generation = in_force.generation.wrapping_add(1).max(1);
+                sandbox.judged_by.prepare(in_force.template.rules(in_force.generation));
                 self.kernel.words.store(sandbox.slot, PolicyWord::new(lease.slot(), in_force.generation));
+                sandbox.judged_by.commit();
                 in_force.lease = Some(lease);
                 drop(in_force);
                 self.kernel.policies.wait_grace_period()?;
@@ -122,7 +131,7 @@ impl Core {
         }
         {
             let in_force = sandbox.in_force();
-            self.state.save(&Record::of(sandbox, in_force.generation, &in_force.policy))?;
+            self.state.save(&Record::of(sandbox, in_force.generation, &in_force.template.policy))?;
         }
         // The last daemon may have been stopped between flip and cut.
         self.cut_revoked(sandbox)

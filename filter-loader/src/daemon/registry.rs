@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::SystemTime;
 
+use filter_common::frame;
 use filter_common::layout::MAX_SANDBOXES;
+use filter_inspector::rules::Rules;
 use filter_policy::Policy;
 
+use super::templates::Template;
 use crate::error::ControlError;
 use crate::kernel::Lease;
 use crate::protocol::{Mac, SandboxId};
@@ -24,6 +27,8 @@ pub struct Sandbox {
     pub addrs: Vec<IpAddr>,
     /// Its hardware address, if it is known.
     pub mac: Option<Mac>,
+    /// That of the interface itself.
+    pub iface_mac: frame::Mac,
     /// Its place in the kernel's maps.
     pub slot: u32,
     /// Its number there.
@@ -32,12 +37,50 @@ pub struct Sandbox {
     pub created_at: SystemTime,
     /// Held for the whole of an update, so that two of the same sandbox follow one another.
     pub in_force: Mutex<InForce>,
+    /// What the inspector judges by.
+    pub judged_by: JudgedBy,
+}
+
+/// What the inspector judges a sandbox's connections by: whichever of two the kernel has in force. There are
+/// two only while one replaces the other.
+#[derive(Default)]
+pub struct JudgedBy(RwLock<[Option<Arc<Rules>>; 2]>);
+
+impl JudgedBy {
+    /// To be called before the kernel's word changes: from the change on these are the rules.
+    pub fn prepare(&self, next: Arc<Rules>) {
+        self.write()[1] = Some(next);
+    }
+
+    /// To be called after it.
+    pub fn commit(&self) {
+        let mut rules = self.write();
+        if let Some(next) = rules[1].take() {
+            rules[0] = Some(next);
+        }
+    }
+
+    /// Nothing is judged any more.
+    pub fn clear(&self) {
+        *self.write() = [None, None];
+    }
+
+    /// Those of a generation; or, should that just be over, those that came after it.
+    pub fn under(&self, generation: u32) -> Option<Arc<Rules>> {
+        let rules = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let of_generation = rules.iter().flatten().find(|rules| rules.generation == generation);
+        of_generation.or(rules[0].as_ref()).cloned()
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, [Option<Arc<Rules>>; 2]> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The policy of a sandbox.
 pub struct InForce {
-    /// The document.
-    pub policy: Arc<Policy>,
+    /// The policy, compiled.
+    pub template: Arc<Template>,
     /// The one before, for events that were still under way when it was replaced.
     pub previous: Option<(u32, Arc<Policy>)>,
     /// The number of this replacement.

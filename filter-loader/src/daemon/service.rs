@@ -13,16 +13,19 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::core::Core;
+use super::inspection::punt_settings;
 use super::state::StateDir;
-use super::{cut, events, guard};
+use super::{cut, events, guard, inspection};
 use crate::config::Config;
-use crate::config::sections::Attach;
+use crate::config::sections::{self, Attach};
 use crate::error::{ControlError, ErrorCode};
 use crate::kernel::links::{links_dir, unpin};
 use crate::kernel::object::{Settings, foreign_maps, maps_dir};
+use crate::kernel::punts::lookup_pin;
 use crate::kernel::{AttachMode, Kernel};
 use crate::netlink::{Change, Netlink};
 use crate::protocol::{AttachRequest, SandboxId, Show, Stats, Summary, UpdateRequest};
+use crate::routing::Way;
 use crate::server::{Control, Listener, serve};
 
 /// What the programs are told, from the configuration.
@@ -39,6 +42,7 @@ pub fn settings(config: &Config) -> Settings {
             Attach::Tcx => AttachMode::Tcx,
             Attach::Clsact => AttachMode::Clsact,
         },
+        punt: punt_settings(config),
     }
 }
 
@@ -74,6 +78,8 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     let socket = config.paths.socket.clone();
     let core = Arc::new(Core::new(config, kernel, netlink, state, guard));
 
+    let (told, inspected) = events::inspected();
+    let inspector = inspection::start(&core, told)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     if let Some(rings) = rings {
@@ -81,7 +87,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
             cut::start(core.clone(), rings.cuts, stop.clone()).map_err(failed("cannot start a thread"))?,
         );
         threads.push(
-            events::start(core.clone(), rings.events, jsonl.as_deref(), stop.clone())
+            events::start(core.clone(), rings.events, inspected, jsonl.as_deref(), stop.clone())
                 .map_err(failed("cannot write [events].jsonl"))?,
         );
     }
@@ -104,6 +110,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         let _ = stop_serving.send(());
         let _ = serving.await;
         watching.abort();
+        inspector.stop().await;
         Ok(())
     }
     .await;
@@ -129,10 +136,15 @@ async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send)
                 break;
             }
         }
-        if burst.iter().any(|change| !matches!(change, Change::Addresses)) {
+        if burst.iter().any(|change| matches!(change, Change::LinkGone(_) | Change::Missed)) {
             detach_the_gone(&core).await;
         }
-        if burst.iter().any(|change| !matches!(change, Change::LinkGone(_)))
+        if burst.iter().any(|change| matches!(change, Change::Rules | Change::Missed))
+            && let Err(error) = blocking(&core, Core::keep_way_to_inspector).await
+        {
+            tracing::error!(%error, "connections by name fail");
+        }
+        if burst.iter().any(|change| matches!(change, Change::Addresses | Change::Missed))
             && let Err(error) = blocking(&core, Core::follow_host).await
         {
             tracing::error!(%error, "cannot follow the host's addresses");
@@ -220,6 +232,18 @@ fn mount_bpffs(dir: &Path) -> Result<(), ControlError> {
     })
 }
 
+/// Removes the routing rules that lead to the inspector.
+fn close_way(config: &sections::Inspector) -> Result<usize, ControlError> {
+    let failed = |error: std::io::Error| {
+        ControlError::failed(format!("cannot remove the routing rules of the inspector: {error}"))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let (netlink, _changes) = Netlink::open().map_err(failed)?;
+        Way::new(config).close(&netlink).await.map_err(failed)
+    })
+}
+
 /// Removes every program, link and map that the filter has pinned, and what it wrote down. Needs no daemon,
 /// and allows none.
 ///
@@ -244,6 +268,15 @@ pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError
         crate::kernel::links::detach_filters(&record.iface);
         state.remove(&record.id)?;
         removed.push(format!("sandbox {}", record.id));
+    }
+    let pin = lookup_pin(bpffs);
+    if pin.exists() {
+        std::fs::remove_file(&pin).map_err(crate::kernel::pins(&pin))?;
+        removed.push(pin.display().to_string());
+    }
+    match close_way(&config.inspector)? {
+        0 => {}
+        count => removed.push(format!("{count} routing rules and routes")),
     }
     let mut dirs = vec![maps_dir(bpffs)];
     if let Some((foreign, _)) = foreign_maps(bpffs)? {

@@ -2,7 +2,7 @@
 //!
 //! [`object`] loads the programs and opens their pinned maps; [`sandboxes`] writes who an interface belongs
 //! to; [`policies`] builds tries and hands out their slots; [`words`] flips the policy of a sandbox;
-//! [`links`] attaches; [`run`] has the kernel go through connections and send frames; [`rings`] reads what
+//! [`links`] attaches; [`punts`] knows what was handed to the inspector; [`run`] has the kernel go through connections and send frames; [`rings`] reads what
 //! it tells. Nothing here knows ids, files or clients.
 //!
 //! Every call may block for as long as the kernel takes (up to some tens of milliseconds), so callers stay
@@ -11,11 +11,14 @@
 pub mod batch;
 mod flows;
 pub mod links;
+mod memory;
 pub mod object;
 pub mod policies;
+pub mod punts;
 pub mod rings;
 pub mod run;
 pub mod sandboxes;
+pub mod tally;
 mod trie;
 pub mod words;
 

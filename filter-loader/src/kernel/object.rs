@@ -6,15 +6,17 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData};
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, SkLookup};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
-use filter_common::layout::ABI;
+use filter_common::layout::{ABI, MAX_INSPECTED_PORTS};
 use nix::time::{ClockId, clock_getres};
 
 use super::policies::Policies;
+use super::punts::Punts;
 use super::rings::Rings;
 use super::run::Runner;
 use super::sandboxes::Sandboxes;
+use super::tally::Tally;
 use super::words::Words;
 use super::{KernelError, Links, pins, program};
 use crate::kernel::links::AttachMode;
@@ -41,6 +43,9 @@ const PINNED: &[&str] = &[
     "EVENTS",
     "EVENTS_LOST",
     "CUTS",
+    "PUNTED",
+    "VERDICTS",
+    "SOCKETS",
 ];
 
 /// What the programs are told when they are loaded.
@@ -58,18 +63,37 @@ pub struct Settings {
     pub icmp: Duration,
     /// How to attach.
     pub attach: AttachMode,
+    /// What is handed to the inspector, and how it is told.
+    pub punt: PuntSettings,
+}
+
+/// What is handed to the inspector, and how it is told.
+#[derive(Clone, Copy, Debug)]
+pub struct PuntSettings {
+    /// TCP ports that are inspected; 0 where there are fewer.
+    pub ports: [u16; MAX_INSPECTED_PORTS],
+    /// The bits of packet marks that are ours.
+    pub mask: u32,
+    /// What they are on a packet for the inspector.
+    pub punted: u32,
+    /// What they are on what the inspector sends in a sandbox's name.
+    pub upstream: u32,
 }
 
 /// The loaded programs and everything that goes with them.
 pub struct Kernel {
     /// Who an interface belongs to, and what it did.
     pub sandboxes: Sandboxes,
+    /// What was counted, for who counts with it.
+    pub tally: Tally,
     /// Which policy is in force.
     pub words: Words,
     /// Tries and their slots.
     pub policies: Policies,
     /// Attachment.
     pub links: Links,
+    /// What was handed to the inspector.
+    pub punts: Punts,
     /// Programs that run on demand.
     pub runner: Runner,
     /// What the kernel tells; taken once by whoever reads it.
@@ -113,15 +137,18 @@ impl Kernel {
         }
         let maps = maps_dir(bpffs);
         fs::create_dir_all(&maps).map_err(pins(&maps))?;
-        // The mark says "from the daemon" to the programs; nobody else is to know it.
-        let mark = rand::random_range(1..=u32::MAX);
+        let mark = inject_mark(settings.punt.mask);
         let mut ebpf = load_object(Some(&maps), settings, mark)?;
+        let to_inspector = take_lookup(&mut ebpf)?;
         let mut take = |name: &'static str| take_map(&mut ebpf, name);
 
-        let sandboxes = Sandboxes::open(&mut take)?;
+        let counters = take("COUNTERS")?;
+        let tally = Tally::open(&counters)?;
+        let sandboxes = Sandboxes::open(counters, &mut take)?;
         let words = Words::open(&take("POLICY_WORDS")?)?;
         let policies = Policies::open(&mut take)?;
         let rings = Rings::open(&mut take)?;
+        let punts = Punts::open(bpffs, to_inspector, &mut take)?;
         let links = Links::open(
             bpffs,
             settings.attach,
@@ -130,7 +157,7 @@ impl Kernel {
         );
         let runner = Runner::new(take_program(&mut ebpf, "sweep")?, take_program(&mut ebpf, "inject")?, mark);
         runner.start_expiry()?;
-        Ok(Self { sandboxes, words, policies, links, runner, rings: Mutex::new(Some(rings)) })
+        Ok(Self { sandboxes, tally, words, policies, links, punts, runner, rings: Mutex::new(Some(rings)) })
     }
 }
 
@@ -153,7 +180,14 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
     for (name, value) in &timeouts {
         loader.override_global(name, value, true);
     }
+    let punt = &settings.punt;
+    let ports = punt.ports.map(u16::to_be);
     loader.override_global("INJECT_MARK", &mark, true);
+    loader.override_global("INSPECTED_PORTS", &ports, true);
+    loader.override_global("PUNT_MASK", &punt.mask, true);
+    loader.override_global("PUNT_MARK", &punt.punted, true);
+    loader.override_global("UPSTREAM_MASK", &punt.mask, true);
+    loader.override_global("UPSTREAM_MARK", &punt.upstream, true);
     if let Some(maps) = maps {
         for name in PINNED {
             loader.map_pin_path(name, maps.join(name));
@@ -164,7 +198,39 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
     for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
         classifier(&mut ebpf, name)?.load().map_err(program(name))?;
     }
+    lookup(&mut ebpf)?.load().map_err(program(LOOKUP))?;
     Ok(ebpf)
+}
+
+/// The mark that says "from the daemon" to the programs; nobody else is to know it. Even, since the odd number
+/// behind it is another, and nothing that the routing rules look at.
+fn inject_mark(ours: u32) -> u32 {
+    loop {
+        let mark = rand::random::<u32>() & !ours & !1;
+        if mark != 0 {
+            return mark;
+        }
+    }
+}
+
+const LOOKUP: &str = "to_inspector";
+
+/// The program that finds the inspector's sockets.
+///
+/// # Errors
+/// If the object has no such program.
+pub fn lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, KernelError> {
+    let missing = || KernelError::System {
+        what: LOOKUP,
+        source: std::io::Error::other("no such program in the object"),
+    };
+    ebpf.program_mut(LOOKUP).ok_or_else(missing)?.try_into().map_err(program(LOOKUP))
+}
+
+/// An owned handle to it.
+fn take_lookup(ebpf: &mut Ebpf) -> Result<SkLookup, KernelError> {
+    let info = lookup(ebpf)?.info().map_err(program(LOOKUP))?;
+    SkLookup::from_program_info(info, LOOKUP.into()).map_err(program(LOOKUP))
 }
 
 /// The length of a tick of the kernel's timer, in which the programs keep time: it is the resolution of the
@@ -202,6 +268,7 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError>
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)
+        | Map::SockMap(data)
         | Map::RingBuf(data)
         | Map::ArrayOfMaps(data) => Ok(data),
         _ => Err(problem("a map of a kind that is not expected here")),

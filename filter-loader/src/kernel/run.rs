@@ -30,6 +30,8 @@ pub enum Towards {
     Sandbox,
     /// The host, as if the sandbox had sent it.
     Host,
+    /// The inspector, as if the sandbox had sent it.
+    Inspector,
 }
 
 impl Runner {
@@ -87,11 +89,12 @@ impl Runner {
     /// # Errors
     /// If the kernel refuses to run the program; a frame that does not get through is not noticed.
     pub fn inject(&self, frame: &[u8], ifindex: u32, towards: Towards) -> Result<(), KernelError> {
-        let flags = match towards {
-            Towards::Sandbox => 0,
-            Towards::Host => INGRESS,
+        let (flags, mark) = match towards {
+            Towards::Sandbox => (0, self.mark),
+            Towards::Host => (INGRESS, self.mark),
+            Towards::Inspector => (INGRESS, self.mark | 1),
         };
-        let context = context(self.mark, [ifindex, flags, 0, 0, 0]);
+        let context = context(mark, [ifindex, flags, 0, 0, 0]);
         run(&self.inject, "inject", frame, &context).map(drop)
     }
 

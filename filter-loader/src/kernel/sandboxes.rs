@@ -28,7 +28,7 @@ const NOBODY: Sandbox = Sandbox {
     ifindex: 0,
     addr_count: 0,
     mac: [0; 6],
-    zero: [0; 6],
+    iface_mac: [0; 6],
     addrs: [filter_common::Addr::UNSPECIFIED; filter_common::layout::MAX_ADDRS],
 };
 
@@ -45,6 +45,7 @@ pub struct Activity {
 
 impl Sandboxes {
     pub(super) fn open(
+        counters: MapData,
         take: &mut impl FnMut(&'static str) -> Result<MapData, KernelError>,
     ) -> Result<Self, KernelError> {
         let displaced = HashMap::try_from(Map::HashMap(take("DISPLACED")?)).map_err(map("DISPLACED"))?;
@@ -52,7 +53,7 @@ impl Sandboxes {
             displaced,
             sandboxes: array(take, "SANDBOXES")?,
             budgets: array(take, "BUDGETS")?,
-            counters: array(take, "COUNTERS")?,
+            counters: Array::try_from(Map::Array(counters)).map_err(map("COUNTERS"))?,
             throttles: array(take, "THROTTLES")?,
             events_lost: array(take, "EVENTS_LOST")?,
         };

@@ -10,6 +10,7 @@ mod idle;
 mod interfaces;
 mod oracle;
 mod policy;
+mod punt;
 mod refusals;
 mod table;
 mod tcp;

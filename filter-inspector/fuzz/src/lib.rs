@@ -1,0 +1,3 @@
+//! The fuzz targets' common part. `cargo xtask fuzz NAME` runs one.
+
+pub mod entries;

@@ -1,0 +1,162 @@
+//! Connects to where a verdict says: to an address that the filter resolved, or to the one that the policy
+//! allows by itself; never to one that is guarded.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use filter_common::Reason;
+use filter_policy::Guard;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{resolve::Resolver, rules::Target};
+
+/// How long an address has before the next one is tried beside it (RFC 8305 section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// What a dial needs besides the target.
+#[derive(Clone, Copy)]
+pub(crate) struct Dial<'a> {
+    /// Finds the addresses of a name.
+    pub(crate) resolver: &'a Resolver,
+    /// Never dialled.
+    pub(crate) guard: &'a Guard,
+    /// The mark of the sockets, by which the host knows that their packets are nobody's to inspect; 0 for none.
+    pub(crate) mark: u32,
+    /// When to give up.
+    pub(crate) deadline: Instant,
+}
+
+impl Dial<'_> {
+    /// Connects to the target. `wanted` is where the sandbox wanted to go: its port is dialled, and addresses
+    /// of its family come first.
+    ///
+    /// # Errors
+    /// [`Reason::Guarded`] if every address is guarded; [`Reason::Unresolved`] if there is none or none
+    /// answers; [`Reason::Capacity`] if the host has no descriptor or port left.
+    pub(crate) async fn connect(
+        &self,
+        target: &Target,
+        wanted: SocketAddr,
+    ) -> Result<(TcpStream, IpAddr), Reason> {
+        let addresses = match target {
+            Target::Address(address) => vec![*address],
+            Target::Name(name) => match timeout_at(self.deadline, self.resolver.addresses(name)).await {
+                Ok(Ok(addresses)) => addresses,
+                Ok(Err(_)) | Err(_) => return Err(Reason::Unresolved),
+            },
+        };
+        let allowed = permitted(&addresses, self.guard, wanted.ip());
+        if allowed.is_empty() {
+            return Err(if addresses.is_empty() { Reason::Unresolved } else { Reason::Guarded });
+        }
+        let connected = timeout_at(self.deadline, self.first_of(&allowed, wanted.port())).await;
+        match connected {
+            Ok(Ok(connected)) => Ok(connected),
+            Ok(Err(error)) if is_exhausted(&error) => Err(Reason::Capacity),
+            Ok(Err(_)) | Err(_) => Err(Reason::Unresolved),
+        }
+    }
+
+    /// The first that answers, each being tried once the one before it has failed or had its head start.
+    async fn first_of(&self, addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        let (first, rest) = match addresses {
+            [] => return Err(last),
+            [only] => return self.one(*only, port).await,
+            [first, rest @ ..] => (*first, rest),
+        };
+        let mut trying = FuturesUnordered::new();
+        trying.push(self.one(first, port));
+        let mut rest = rest.iter();
+        loop {
+            let done = if rest.len() == 0 {
+                trying.next().await
+            } else {
+                match timeout(HEAD_START, trying.next()).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        trying.extend(rest.next().map(|next| self.one(*next, port)));
+                        continue;
+                    }
+                }
+            };
+            match done {
+                Some(Ok(connected)) => return Ok(connected),
+                Some(Err(error)) => {
+                    last = error;
+                    trying.extend(rest.next().map(|next| self.one(*next, port)));
+                }
+                None => return Err(last),
+            }
+        }
+    }
+
+    async fn one(&self, address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> {
+        let socket = match address {
+            IpAddr::V4(_) => TcpSocket::new_v4()?,
+            IpAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if self.mark != 0 {
+            setsockopt(&socket, sockopt::Mark, &self.mark)?;
+        }
+        socket.set_nodelay(true)?;
+        Ok((socket.connect(SocketAddr::new(address, port)).await?, address))
+    }
+}
+
+/// The addresses that may be dialled, each once, those of the wanted family first.
+fn permitted(addresses: &[IpAddr], guard: &Guard, wanted: IpAddr) -> Vec<IpAddr> {
+    let mut allowed: Vec<IpAddr> = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        // A mapped address is the IPv4 address inside, and is dialled as what was judged.
+        let address = address.to_canonical();
+        if !guard.contains(address) && !allowed.contains(&address) {
+            allowed.push(address);
+        }
+    }
+    allowed.sort_by_key(|address| address.is_ipv4() != wanted.is_ipv4());
+    allowed
+}
+
+/// Whether the host, not the other end, is why there is no connection.
+fn is_exhausted(error: &io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_what_is_not_guarded_is_dialled_in_canonical_form_and_once() {
+        let guard = Guard::default();
+        let addresses = [
+            "2001:db8::1",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "2002:a00:1::1",
+            "::ffff:203.0.113.1",
+            "203.0.113.1",
+            "::1",
+        ]
+        .map(ip);
+        let v4_first = permitted(&addresses, &guard, ip("198.51.100.1"));
+        assert_eq!(v4_first, [ip("203.0.113.1"), ip("2001:db8::1")]);
+        let v6_first = permitted(&addresses, &guard, ip("2001:db8::9"));
+        assert_eq!(v6_first, [ip("2001:db8::1"), ip("203.0.113.1")]);
+    }
+}

@@ -1,0 +1,349 @@
+//! Accepts punted connections and has each served by who speaks its protocol.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener},
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use filter_common::{Reason, RuleWord};
+use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time,
+};
+use tracing::warn;
+
+use crate::{
+    dns::{self, Forwarder},
+    connection::{Connection, reset_on_close},
+    host::{Event, Flow, Happening, Host, Tenant, Transport},
+    http::proxy,
+    open::Register,
+    pipe::Pipes,
+    resolve::Resolver,
+    tls,
+};
+
+/// Connections that wait to be accepted; the kernel's own bound (`somaxconn`) may be lower.
+const BACKLOG: i32 = 4096;
+/// The pause after the kernel could not give a connection.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Descriptors that a connection may have: two sockets, and a pipe.
+const DESCRIPTORS: u64 = 4;
+/// Descriptors that are left to the rest of the process.
+const RESERVED: u64 = 256;
+
+/// How connections are served.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Ports of destinations that speak HTTP.
+    pub http_ports: Vec<u16>,
+    /// Ports of destinations that speak TLS.
+    pub tls_ports: Vec<u16>,
+    /// How long a client has to say whom it wants to speak to.
+    pub peek_timeout: Duration,
+    /// How long the head of an HTTP request may take once its first byte came.
+    pub head_timeout: Duration,
+    /// How long resolving and connecting may take together.
+    pub dial_timeout: Duration,
+    /// How long an HTTP connection may wait for the next request.
+    pub idle_timeout: Duration,
+    /// The mark (`SO_MARK`) of sockets to upstreams, 0 for none. The kernel side lets packets that bear it go
+    /// on without looking at them.
+    pub upstream_mark: u32,
+    /// Bytes that a sandbox may have buffered while the name is not known.
+    pub peek_memory: usize,
+    /// Connections of all sandboxes together. One sandbox can have as many as it leaves to the others.
+    pub max_connections: usize,
+}
+
+impl Default for Settings {
+    /// The defaults of the configuration. `max_connections` is what the process's limit of open files allows
+    /// at this moment, so raise that first.
+    fn default() -> Self {
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        let connections = descriptors.saturating_sub(RESERVED.min(descriptors / 2)) / DESCRIPTORS;
+        Self {
+            http_ports: vec![80],
+            tls_ports: vec![443],
+            peek_timeout: Duration::from_secs(5),
+            head_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            upstream_mark: 0,
+            peek_memory: 4 << 20,
+            max_connections: usize::try_from(connections).unwrap_or(usize::MAX).min(1 << 20),
+        }
+    }
+}
+
+/// The sockets that punted connections arrive at. They are bound to loopback, where nobody from outside
+/// reaches them, and accept connections to any address that the kernel delivers to them.
+#[derive(Debug)]
+pub struct Listeners {
+    v4: StdListener,
+    v6: Option<StdListener>,
+}
+
+impl Listeners {
+    /// Listens at ports that the kernel chooses. Needs `CAP_NET_ADMIN`.
+    ///
+    /// # Errors
+    /// Whatever keeps the kernel from it. A host without IPv6 is no error; it has one listener.
+    pub fn bind() -> io::Result<Self> {
+        let v4 = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let v6 = match listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))) {
+            Ok(listener) => Some(listener),
+            Err(error) if has_no_v6(&error) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { v4, v6 })
+    }
+
+    /// The one for IPv4.
+    pub fn v4(&self) -> BorrowedFd<'_> {
+        self.v4.as_fd()
+    }
+
+    /// The one for IPv6, if the host has IPv6.
+    pub fn v6(&self) -> Option<BorrowedFd<'_>> {
+        self.v6.as_ref().map(AsFd::as_fd)
+    }
+}
+
+fn has_no_v6(error: &io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
+}
+
+fn listen(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Before it is bound: the answer to a SYN comes from the address that the sandbox wanted to reach.
+    if address.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_only_v6(true)?;
+        socket.set_ip_transparent_v6(true)?;
+    }
+    // Accepted sockets inherit it.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Serves punted connections. Clones are the same inspector.
+#[derive(Debug)]
+pub struct Inspector<H: Host> {
+    shared: Arc<Shared<H>>,
+}
+
+impl<H: Host> Clone for Inspector<H> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared<H> {
+    pub(crate) host: Arc<H>,
+    pub(crate) resolver: Resolver,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) settings: Settings,
+    pub(crate) register: Register,
+    pub(crate) pipes: Pipes,
+}
+
+/// What the other end of a connection would speak.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Protocols {
+    Tls,
+    Http,
+    Dns,
+}
+
+impl<H: Host> Inspector<H> {
+    /// An inspector that serves nobody yet.
+    pub fn new(host: Arc<H>, resolver: Resolver, settings: Settings) -> Self {
+        let register = Register::new(settings.max_connections);
+        let forwarder = Forwarder::new(resolver.clone());
+        let pipes = Pipes::default();
+        Self { shared: Arc::new(Shared { host, resolver, forwarder, settings, register, pipes }) }
+    }
+
+    /// Serves until `shutdown` is ready. Then whatever is open is reset.
+    ///
+    /// # Errors
+    /// That the listeners cannot be registered with the runtime. Nothing else ends it.
+    pub async fn run(&self, listeners: Listeners, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        let mut accepting = JoinSet::new();
+        for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
+            accepting.spawn(self.clone().accept(TcpListener::from_std(listener)?));
+        }
+        shutdown.await;
+        accepting.shutdown().await;
+        self.shared.register.end_all();
+        Ok(())
+    }
+
+    /// Judges the open connections of a sandbox again, by the rules that are in force now, and resets those
+    /// that are no longer allowed; says how many. Belongs after every replacement of the rules.
+    pub fn rejudge(&self, tenant: Tenant) -> usize {
+        let Some(rules) = self.shared.host.rules(tenant) else {
+            self.forget(tenant);
+            return 0;
+        };
+        let allowed = |flow: &Flow, rule: RuleWord| self.shared.host.allowed(flow, tenant, rule);
+        self.shared.register.rejudge(tenant, &rules, allowed)
+    }
+
+    /// Resets the connections of a sandbox that is detached.
+    pub fn forget(&self, tenant: Tenant) {
+        self.shared.register.forget(tenant);
+    }
+
+    /// What answers queries over TCP, for whoever serves those over UDP: a sandbox's bounds are for both.
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.shared.forwarder
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.shared.register.len()
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        let mut spare = spare();
+        let mut said = false;
+        loop {
+            match listener.accept().await {
+                Ok((client, source)) => {
+                    said = false;
+                    self.admit(client, source);
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    if !said {
+                        warn!(%error, "cannot accept connections");
+                        said = true;
+                    }
+                    // Nobody shall hang in the queue: the spare descriptor serves to refuse.
+                    if spare.take().is_some()
+                        && let Ok(Ok((client, source))) = time::timeout(PAUSE, listener.accept()).await
+                    {
+                        self.refuse(&client, source);
+                        drop(client);
+                    } else {
+                        time::sleep(PAUSE).await;
+                    }
+                    spare = self::spare();
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, client: &TcpStream, source: SocketAddr) {
+        if let Some((tenant, flow)) = self.whose(client, source) {
+            self.refuse_for_capacity(client, tenant, flow);
+        }
+    }
+
+    /// Whose it is; `None` if it was not punted, but somebody on the host connected to the listener.
+    fn whose(&self, client: &TcpStream, source: SocketAddr) -> Option<(Tenant, Flow)> {
+        let destination = client.local_addr().ok()?;
+        let flow = Flow { transport: Transport::Tcp, source, destination };
+        Some((self.shared.host.tenant(&flow)?, flow))
+    }
+
+    fn refuse_for_capacity(&self, client: &TcpStream, tenant: Tenant, flow: Flow) {
+        reset_on_close(client);
+        let generation = self.shared.host.rules(tenant).map_or(0, |rules| rules.generation);
+        self.shared.host.tell(
+            tenant,
+            Event {
+                happening: Happening::Deny,
+                reason: Reason::Capacity,
+                rule: RuleWord::UNMATCHED,
+                generation,
+                flow,
+                server_name: None,
+                resolved: None,
+                bytes_out: 0,
+                bytes_in: 0,
+                duration: Duration::ZERO,
+            },
+        );
+    }
+
+    fn admit(&self, client: TcpStream, source: SocketAddr) {
+        let Some((tenant, flow)) = self.whose(&client, source) else { return };
+        let Some(protocol) = self.shared.settings.protocol(flow.destination.port()) else { return };
+        let Some(entry) = self.shared.register.enter(tenant, flow) else {
+            return self.refuse_for_capacity(&client, tenant, flow);
+        };
+        let connection = Connection::new(Arc::clone(&self.shared), Arc::clone(&entry), client);
+        let task = match protocol {
+            Protocols::Tls => tokio::spawn(tls::serve(connection)),
+            Protocols::Http => tokio::spawn(proxy::serve(connection)),
+            Protocols::Dns => tokio::spawn(serve_dns(connection)),
+        };
+        entry.served_by(task.abort_handle());
+    }
+}
+
+impl Settings {
+    fn protocol(&self, port: u16) -> Option<Protocols> {
+        const DNS: u16 = 53;
+        if port == DNS {
+            Some(Protocols::Dns)
+        } else if self.tls_ports.contains(&port) {
+            Some(Protocols::Tls)
+        } else if self.http_ports.contains(&port) {
+            Some(Protocols::Http)
+        } else {
+            None
+        }
+    }
+}
+
+async fn serve_dns<H: Host>(mut connection: Connection<H>) {
+    let (flow, tenant) = (*connection.flow(), connection.tenant());
+    let (host, forwarder) = (Arc::clone(&connection.shared.host), connection.shared.forwarder.clone());
+    // Whatever became of the connection, it is over.
+    let _ = dns::tcp::serve(&mut connection.client, flow, tenant, host, forwarder).await;
+}
+
+/// A descriptor to give up when there is no other.
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Whether an error of `accept` is about the connection that was to be accepted: it is gone already, and the
+/// next one may be fine (see accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use nix::libc::{
+        EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPROTO,
+    };
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+        || matches!(
+            error.raw_os_error(),
+            Some(
+                EPROTO
+                    | ENOPROTOOPT
+                    | EHOSTDOWN
+                    | ENONET
+                    | EHOSTUNREACH
+                    | EOPNOTSUPP
+                    | ENETUNREACH
+                    | ENETDOWN
+            )
+        )
+}
