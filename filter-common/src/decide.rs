@@ -103,6 +103,12 @@ pub fn is_punted(packet: &Packet, rule: RuleWord, is_inspected: impl Fn(u16) -> 
     }
 }
 
+/// The rule that a punted connection begins under: only DNS is a resolver's.
+#[inline(always)]
+pub const fn punted_under(packet: &Packet, rule: RuleWord) -> RuleWord {
+    if packet.dst_port == DNS { rule } else { RuleWord::new(Class::Inspected, rule.number()) }
+}
+
 /// Whether `rule`, that of a followed connection, says that its packets go to the inspector.
 #[inline(always)]
 pub const fn belongs_to_inspector(rule: RuleWord) -> bool {

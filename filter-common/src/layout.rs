@@ -3,6 +3,8 @@
 //! Integers only, every byte named, so that no padding can carry stale memory into a key or out to
 //! userspace. A change to any of them changes [`ABI`].
 
+use core::mem::offset_of;
+
 use crate::frame::Mac;
 use crate::ip::{Kind, Packet};
 use crate::tcp::Side;
@@ -10,21 +12,25 @@ use crate::{Addr, Reason};
 
 /// Number of this set of layouts. Pinned maps carry it in their path; a daemon that finds another one
 /// does not touch them.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Sandboxes that one host can have.
 pub const MAX_SANDBOXES: u32 = 16_384;
 /// Distinct policies that can be in force or in preparation at once.
 pub const MAX_POLICIES: u32 = 32_768;
-/// Parts that a map of flows is divided into, so that going through one keeps a CPU for some
-/// microseconds only. A power of two.
+/// Places side by side that a connection may lie in.
+pub const FLOW_WAYS: usize = 16;
+/// Sets of so many places. A power of two.
+pub const FLOW_SETS: u32 = 1 << 14;
+/// Locks that the sets share. A power of two.
+pub const FLOW_LOCKS: u32 = 1 << 10;
+/// Places for connections, of all sandboxes and in both directions.
+pub const FLOW_PLACES: u32 = FLOW_SETS * FLOW_WAYS as u32;
+/// Parts that the places are gone through in, so that going through one keeps a CPU for some microseconds
+/// only.
 pub const FLOW_SHARDS: u32 = 64;
-/// Egress connections that a shard has room for.
-pub const EGRESS_SHARD: u32 = 4096;
-/// Inbound connections that a shard has room for.
-pub const INBOUND_SHARD: u32 = 1024;
-/// Inbound connections that one sandbox can have at once: an eighth of the room for all.
-pub const INBOUND_LIMIT: u32 = FLOW_SHARDS * INBOUND_SHARD / 8;
+/// Inbound connections that one sandbox can have at once.
+pub const INBOUND_LIMIT: u32 = FLOW_PLACES / 32;
 /// Addresses that one sandbox can have.
 pub const MAX_ADDRS: usize = 8;
 /// Counter places a sandbox: one for each reason, with room for the list to grow.
@@ -59,6 +65,33 @@ pub struct FlowKey {
     protocol: u32,
 }
 const _: () = assert!(size_of::<FlowKey>() == 44);
+
+/// Words of a key.
+pub const KEY_WORDS: usize = size_of::<FlowKey>() / 4;
+
+/// Where a connection is looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spot {
+    /// The set of places that it has one of.
+    pub set: u32,
+    /// Its tag, in the first of them.
+    pub tag: u64,
+}
+
+/// Where the entry lies whose tag is that of a set's `way`: not at the same number in each set, because then
+/// the first entries of all sets would share a few lines of the CPU's cache.
+#[inline(always)]
+pub const fn entry_of(set: u32, way: u64) -> u64 {
+    (way ^ set as u64) % FLOW_WAYS as u64
+}
+
+/// What a place's tag is made of besides bits of the key's hash. 0 is the tag of a place that is free.
+pub mod tag {
+    /// Bits that are not the hash's: the number of the way, and [`USED`].
+    pub const OWN: u64 = super::FLOW_WAYS as u64 * 2 - 1;
+    /// Set in every tag but that of a free place.
+    pub const USED: u64 = super::FLOW_WAYS as u64;
+}
 
 /// Stands in the place of the remote port of an echo that the sandbox began, so that a reply cannot pass
 /// for a request.
@@ -105,19 +138,21 @@ impl FlowKey {
         Some(Self { local, remote, tenant, ports, protocol: ends.protocol as u32 })
     }
 
-    /// Which shard of the flow maps it belongs to.
+    /// Where it is to be found.
     ///
-    /// Multiplication by secret odd numbers, of which the top bits count: whoever does not know the seed
-    /// cannot choose connections that all come to lie in one shard, and fill it.
+    /// A sum of products with secret odd numbers, of which the top bits count: whoever does not know the seed
+    /// cannot choose connections that all come to lie in one place, and fill it.
     #[inline(always)]
-    pub const fn shard(&self, seed: &ShardSeed) -> u32 {
-        const { assert!(FLOW_SHARDS.is_power_of_two()) };
-        let remote = self.remote.words();
-        let ports = (self.ports[0] as u64) << 16 | self.ports[1] as u64;
-        let near = (remote[3] as u64) << 32 | ports;
-        let far = ((remote[2] ^ remote[1].rotate_left(7)) as u64) << 32 | self.tenant as u64;
-        let mixed = near.wrapping_mul(seed.near | 1).wrapping_add(far.wrapping_mul(seed.far | 1));
-        (mixed >> (64 - FLOW_SHARDS.trailing_zeros())) as u32
+    pub const fn spot(&self, seed: &FlowSeed) -> Spot {
+        // SAFETY: as many bytes, without padding, and any of them are numbers.
+        let words: [u32; KEY_WORDS] = unsafe { core::mem::transmute(*self) };
+        let mut mixed = 0_u64;
+        let mut index = 0;
+        while index < KEY_WORDS {
+            mixed = mixed.wrapping_add((words[index] as u64).wrapping_mul(seed.odd[index]));
+            index += 1;
+        }
+        Spot { set: (mixed >> (64 - FLOW_SETS.trailing_zeros())) as u32, tag: mixed & !tag::OWN | tag::USED }
     }
 
     /// The sandbox's address.
@@ -198,14 +233,17 @@ pub struct Flow {
     pub zero: u32,
 }
 const _: () = assert!(size_of::<Flow>() == 72);
+// Generation and rule are written in one piece.
+const _: () = assert!(offset_of!(Flow, generation).is_multiple_of(8));
+const _: () = assert!(offset_of!(Flow, rule) == offset_of!(Flow, generation) + 4);
 
-/// The one timer, and where it has got to: it ends idle connections, a shard of the flow maps at a time.
+/// The one timer, and where it has got to: it ends idle connections, a part of their places at a time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Expiry {
     /// The kernel's own.
     pub timer: bpf_timer,
-    /// How many shards it has been through.
+    /// How many parts it has been through.
     pub cursor: u32,
     /// 1 once the timer runs.
     pub running: u32,
@@ -213,7 +251,7 @@ pub struct Expiry {
 const _: () = assert!(size_of::<Expiry>() == 24);
 
 /// Punted connections that can be open at once.
-pub const MAX_PUNTED: u32 = FLOW_SHARDS * EGRESS_SHARD;
+pub const MAX_PUNTED: u32 = FLOW_PLACES;
 /// Verdicts of the inspector that the next packet of their connection has yet to pick up.
 pub const MAX_VERDICTS: u32 = 16_384;
 /// Ports whose TCP connections may be inspected.
@@ -277,14 +315,63 @@ pub mod socket {
     }
 }
 
-/// What decides which shard a connection belongs to. Drawn once, when the maps are made.
+/// What decides where a connection lies. Drawn once, when the maps are made.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ShardSeed {
-    /// Multiplies what the sandbox chooses most freely: ports and the end of the remote address.
-    pub near: u64,
-    /// Multiplies the rest.
-    pub far: u64,
+pub struct FlowSeed {
+    /// One for each word of the key.
+    pub odd: [u64; KEY_WORDS],
+}
+
+/// The tags of a set: two cache lines, the second of which is read only if the first is full.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowTags {
+    /// Of each place.
+    pub ways: [u64; FLOW_WAYS],
+}
+const _: () = assert!(size_of::<FlowTags>() == 128);
+
+/// A connection's place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowEntry {
+    /// Whose it is.
+    pub key: FlowKey,
+    /// 1 if it began with a packet to the sandbox.
+    pub inbound: u32,
+    /// What is known of it.
+    pub flow: Flow,
+    /// Always 0.
+    pub zero: u64,
+}
+const _: () = assert!(size_of::<FlowEntry>() == 128);
+
+/// The places of a set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowPlaces {
+    /// By [`entry_of`]. Each is somebody's if its tag is not 0.
+    pub ways: [FlowEntry; FLOW_WAYS],
+}
+
+/// The kernel's `struct bpf_spin_lock`: it finds the lock in a map's value by this name.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L7264-L7266>
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct bpf_spin_lock {
+    /// The kernel's own.
+    pub val: u32,
+}
+
+/// Held while a place is taken.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlowLock {
+    /// The kernel's own.
+    pub lock: bpf_spin_lock,
+    /// Always 0.
+    pub zero: u32,
 }
 
 /// What stays of a TCP connection behind its end, for the last acknowledgements.
@@ -533,7 +620,8 @@ pub mod sweep {
 #[cfg(feature = "aya")]
 mod pod {
     use super::{
-        Budget, Closed, Counters, Expiry, Flow, FlowKey, Policy, Punt, PuntKey, Sandbox, ShardSeed, Throttle,
+        Budget, Closed, Counters, Expiry, Flow, FlowEntry, FlowKey, FlowLock, FlowPlaces, FlowSeed, FlowTags,
+        Policy, Punt, PuntKey, Sandbox, Throttle,
     };
 
     macro_rules! pod {
@@ -542,9 +630,8 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    pod!(
-        FlowKey, Flow, Closed, Expiry, ShardSeed, Sandbox, Policy, Budget, Counters, Throttle, PuntKey, Punt
-    );
+    pod!(FlowKey, Flow, FlowTags, FlowEntry, FlowPlaces, FlowLock, FlowSeed, Closed, Expiry);
+    pod!(Sandbox, Policy, Budget, Counters, Throttle, PuntKey, Punt);
 }
 
 #[cfg(test)]

@@ -105,9 +105,9 @@ fn a_policy_word_holds_slot_and_generation() {
 }
 
 /// Connections as a client opens them, one port after the other to one destination or one port to one
-/// destination after the other, fill all shards alike, whatever the seed.
+/// destination after the other, fill all sets alike, whatever the seed, and no two have the same tag.
 #[test]
-fn connections_spread_over_the_shards() {
+fn connections_spread_over_the_sets() {
     let ends = |port: u16, remote: u32| Ends {
         src: Ipv4Addr::new(10, 0, 0, 2).into(),
         dst: Ipv4Addr::from(0xcb00_7100 + remote).into(),
@@ -116,17 +116,24 @@ fn connections_spread_over_the_shards() {
         src_port: port.to_be(),
         dst_port: 443_u16.to_be(),
     };
-    let seeds = [(0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03), (0x0123_4567_89ab_cdef, 0xfedc_ba98)];
-    for (near, far) in seeds {
-        let seed = ShardSeed { near, far };
-        let mut counts = [0_u32; FLOW_SHARDS as usize];
+    for start in [0x9e37_79b9_7f4a_7c15_u64, 0x0123_4567_89ab_cdef] {
+        let mut state = start;
+        let odd = core::array::from_fn(|_| {
+            state = state.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(start);
+            (state ^ state >> 32) | 1
+        });
+        let seed = FlowSeed { odd };
+        let mut parts = vec![0_u32; 512];
+        let mut tags = std::collections::HashSet::new();
         for n in 0..32_000_u16 {
-            for ends in [ends(32_768 + n, 9), ends(40_000, u32::from(n))] {
+            for ends in [ends(32_768 + n, 9), ends(40_000, 100 + u32::from(n))] {
                 let key = FlowKey::between(7, &ends, Side::Sandbox).unwrap();
-                counts[key.shard(&seed) as usize] += 1;
+                let spot = key.spot(&seed);
+                parts[(spot.set / (FLOW_SETS / 512)) as usize] += 1;
+                assert!(spot.tag & tag::OWN == tag::USED && tags.insert(spot.tag));
             }
         }
-        let mean = 64_000 / FLOW_SHARDS;
-        assert!(counts.iter().all(|count| (mean / 2..mean * 2).contains(count)), "{seed:?}: {counts:?}");
+        let mean = 64_000 / 512;
+        assert!(parts.iter().all(|count| (mean / 2..mean * 2).contains(count)), "{seed:?}: {parts:?}");
     }
 }

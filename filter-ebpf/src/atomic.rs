@@ -41,6 +41,21 @@ pub unsafe fn replace(place: *mut u32, old: u32, new: u32) -> bool {
     replaced
 }
 
+/// As [`replace`].
+///
+/// # Safety
+/// `place` must be valid and aligned.
+#[inline(always)]
+pub unsafe fn replace_word(place: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: the caller's promise.
+    let (_, replaced) = unsafe {
+        intrinsics::atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            place, old, new,
+        )
+    };
+    replaced
+}
+
 /// Reads `*place` in one piece.
 ///
 /// # Safety

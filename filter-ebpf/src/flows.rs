@@ -1,55 +1,49 @@
 //! The connections that are being followed: those that the sandbox began, and those that began with it.
 //!
-//! The map of egress connections *is* the count: a place in the budget is taken before an entry is made
+//! A table of our own rather than a hash map of the kernel's: a packet of a known connection then costs three
+//! cache lines and no call. A connection lies in one of the sixteen places of its set; each set has a line or
+//! two of tags, by which a lookup finds the place.
+//!
+//! The table of egress connections *is* the count: a place in the budget is taken before an entry is made
 //! and given back by whoever succeeds in removing it. Two CPUs, the timer and a sweep may all want to end
-//! the same connection; the map lets only one of them.
+//! the same connection; the tag lets only one of them. An entry is written before its tag, and never read for
+//! another connection than the tag's without comparing the key.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::bpf_ktime_get_ns,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, PerCpuArray},
+    helpers::{bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
     macros::btf_map,
 };
 use filter_common::ip::{Kind, Packet, protocol};
-use filter_common::layout::{EGRESS_SHARD, FLOW_SHARDS, Flow, FlowKey, INBOUND_SHARD, ShardSeed, event_kind};
+use filter_common::layout::{
+    FLOW_LOCKS as LOCKS, FLOW_SETS as SETS, FLOW_WAYS, Flow, FlowEntry, FlowKey, FlowLock, FlowPlaces,
+    FlowSeed, FlowTags, entry_of, event_kind,
+};
 use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
 
 use crate::control::{ticks, timeout, to_nanoseconds};
 use crate::{atomic, budget, closed, events, punt};
 
-/// Not LRU: evicting an entry would corrupt the count.
-pub type Shard<const ENTRIES: usize> = HashMap<FlowKey, Flow, ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
+/// In pages of its own, so that a set's tags begin with a cache line.
+#[btf_map]
+static FLOW_TAGS: Array<FlowTags, { SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static EGRESS: ArrayOfMaps<Shard<{ EGRESS_SHARD as usize }>, { FLOW_SHARDS as usize }> = ArrayOfMaps::new();
+static FLOWS: Array<FlowPlaces, { SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
+/// Whoever makes an entry holds the lock of its set, so that no two CPUs make the same one.
 #[btf_map]
-static INBOUND: ArrayOfMaps<Shard<{ INBOUND_SHARD as usize }>, { FLOW_SHARDS as usize }> = ArrayOfMaps::new();
+static FLOW_LOCKS: Array<FlowLock, { LOCKS as usize }> = Array::new();
 
 /// Written by userspace before the first packet, and never again while there are connections.
 #[btf_map]
-static SHARD_SEED: Array<ShardSeed, 1> = Array::new();
+static FLOW_SEED: Array<FlowSeed, 1> = Array::new();
 
-#[inline(always)]
-fn shard_of(key: &FlowKey) -> u32 {
-    match SHARD_SEED.get(0) {
-        Some(seed) => key.shard(seed),
-        None => 0,
-    }
-}
-
-/// A part of the egress connections.
-#[inline(always)]
-pub fn egress_shard(index: u32) -> Option<&'static Shard<{ EGRESS_SHARD as usize }>> {
-    EGRESS.get(index)
-}
-
-/// A part of the inbound connections.
-#[inline(always)]
-pub fn inbound_shard(index: u32) -> Option<&'static Shard<{ INBOUND_SHARD as usize }>> {
-    INBOUND.get(index)
-}
+/// A connection that is about to be followed: too large for the stack, beside everything else.
+#[btf_map]
+static FRESH: PerCpuArray<Flow, 1> = PerCpuArray::new();
 
 /// Who began a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,74 +68,161 @@ const MOST_AHEAD: u32 = 1 << 26;
 /// How far a reset's number may be from the expected one: segments may have been lost behind this point.
 const RESET_WINDOW: u32 = 1 << 16;
 
-/// A followed connection. The pointer stays readable for as long as the program runs; should another CPU
-/// remove the entry meanwhile, what is written to it is lost or lands in another connection's statistics,
-/// never in a count or a verdict.
-pub struct Tracked<'a> {
-    key: &'a FlowKey,
-    flow: *mut Flow,
-    direction: Direction,
+/// A followed connection. The pointers stay readable; should another CPU end the connection meanwhile, what
+/// is written is lost or lands in another connection's statistics, never in a count or a verdict.
+#[derive(Clone, Copy)]
+pub struct Tracked {
+    /// Its tag's place, and the tag that was found there.
+    place: *mut u64,
+    tag: u64,
+    entry: *mut FlowEntry,
 }
 
 #[inline(always)]
-pub fn find(key: &FlowKey, direction: Direction) -> Option<Tracked<'_>> {
-    let flow = match direction {
-        Direction::Egress => egress_shard(shard_of(key))?.get_ptr_mut(key),
-        Direction::Inbound => inbound_shard(shard_of(key))?.get_ptr_mut(key),
-    }?;
-    Some(Tracked { key, flow, direction })
-}
-
-/// Removes an entry. `false` if there is none.
-#[inline(always)]
-fn remove(key: &FlowKey, direction: Direction) -> bool {
-    match direction {
-        Direction::Egress => egress_shard(shard_of(key)).is_some_and(|shard| shard.remove(key).is_ok()),
-        Direction::Inbound => inbound_shard(shard_of(key)).is_some_and(|shard| shard.remove(key).is_ok()),
+pub fn find(key: &FlowKey) -> Option<Tracked> {
+    let spot = key.spot(FLOW_SEED.get(0)?);
+    let tags = FLOW_TAGS.get_ptr_mut(spot.set)?.cast::<u64>();
+    // What is left of a tag that agrees with the key is the number of its way. Read from the tag rather than
+    // counted: the verifier would go through the rest of the program once for each number that it knows.
+    let mut left = NONE;
+    let mut way = 0;
+    while way < FLOW_WAYS {
+        // SAFETY: the element lives as long as the map, and has as many words.
+        left = unsafe { atomic::load(tags.add(way)) } ^ spot.tag;
+        if left < NONE {
+            break;
+        }
+        way += 1;
+    }
+    if left >= NONE {
+        return None;
+    }
+    let places = FLOWS.get_ptr_mut(spot.set)?.cast::<FlowEntry>();
+    // SAFETY: as above.
+    unsafe {
+        let entry = at(places, spot.set, left);
+        let place = tags.add(atomic::within::<NONE>(left) as usize);
+        if (*entry).key == *key { Some(Tracked { place, tag: spot.tag | left, entry }) } else { None }
     }
 }
 
-/// Makes an entry. `false` if there is no room, or one already.
+/// The number of no way.
+const NONE: u64 = FLOW_WAYS as u64;
+
+/// The entry whose tag is that of `way`.
+///
+/// # Safety
+/// `places` must be those of `set`.
 #[inline(always)]
-fn insert(key: &FlowKey, direction: Direction, flow: &Flow) -> bool {
-    const NEW: u64 = BPF_NOEXIST as u64;
-    match direction {
-        Direction::Egress => {
-            egress_shard(shard_of(key)).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
-        }
-        Direction::Inbound => {
-            inbound_shard(shard_of(key)).is_some_and(|shard| shard.insert(key, flow, NEW).is_ok())
-        }
+unsafe fn at(places: *mut FlowEntry, set: u32, way: u64) -> *mut FlowEntry {
+    // SAFETY: the caller's promise.
+    unsafe { places.add(atomic::within::<NONE>(entry_of(set, way)) as usize) }
+}
+
+/// What became of an entry that was to be made.
+enum Made {
+    Yes,
+    /// Another CPU was quicker.
+    IsThere,
+    NoRoom,
+}
+
+/// Makes an entry.
+#[inline(always)]
+fn insert(key: &FlowKey, direction: Direction, flow: &Flow) -> Made {
+    let Some(seed) = FLOW_SEED.get(0) else { return Made::NoRoom };
+    let spot = key.spot(seed);
+    let (Some(lock), Some(tags), Some(places)) = (
+        FLOW_LOCKS.get_ptr_mut(spot.set & (LOCKS - 1)),
+        FLOW_TAGS.get_ptr_mut(spot.set),
+        FLOWS.get_ptr_mut(spot.set),
+    ) else {
+        return Made::NoRoom;
+    };
+    let (tags, places) = (tags.cast::<u64>(), places.cast::<FlowEntry>());
+    // SAFETY: the elements live as long as their maps; between the two calls nothing is called.
+    unsafe {
+        bpf_spin_lock((&raw mut (*lock).lock).cast());
+        let (known, free) = scan(tags, spot.tag);
+        let made = if known < NONE {
+            // Another connection with this tag is one chance in many thousand millions: then this one has no
+            // room.
+            if (*at(places, spot.set, known)).key == *key { Made::IsThere } else { Made::NoRoom }
+        } else if free < NONE {
+            let entry = at(places, spot.set, free);
+            (*entry).key = *key;
+            (*entry).inbound = u32::from(matches!(direction, Direction::Inbound));
+            (*entry).flow = *flow;
+            // Its tag last; a plain write would not keep the order on all machines.
+            atomic::replace_word(tags.add(atomic::within::<NONE>(free) as usize), 0, spot.tag | free);
+            Made::Yes
+        } else {
+            Made::NoRoom
+        };
+        bpf_spin_unlock((&raw mut (*lock).lock).cast());
+        made
     }
 }
 
-impl Tracked<'_> {
+/// Which way of a set has the tag, and which is free; [`NONE`] if none.
+///
+/// # Safety
+/// `tags` must be a set's.
+#[inline(always)]
+unsafe fn scan(tags: *mut u64, wanted: u64) -> (u64, u64) {
+    let (mut known, mut free) = (NONE, NONE);
+    let mut way = FLOW_WAYS;
+    while way > 0 {
+        way -= 1;
+        // SAFETY: the caller's promise.
+        let tag = unsafe { atomic::load(tags.add(way)) };
+        if tag == 0 {
+            free = way as u64;
+        }
+        if tag ^ wanted < NONE {
+            known = way as u64;
+        }
+    }
+    (known, free)
+}
+
+impl Tracked {
+    /// Who began it.
+    #[inline(always)]
+    pub fn direction(&self) -> Direction {
+        // SAFETY: see the type.
+        if unsafe { (*self.entry).inbound } == 0 { Direction::Egress } else { Direction::Inbound }
+    }
+
+    #[inline(always)]
+    fn flow(&self) -> *mut Flow {
+        // SAFETY: see the type.
+        unsafe { &raw mut (*self.entry).flow }
+    }
+
     #[inline(always)]
     pub fn generation(&self) -> u32 {
         // SAFETY: see the type.
-        unsafe { (*self.flow).generation }
+        unsafe { (*self.flow()).generation }
     }
 
     #[inline(always)]
     pub fn rule(&self) -> RuleWord {
         // SAFETY: see the type.
-        RuleWord::from_bits(unsafe { (*self.flow).rule })
+        RuleWord::from_bits(unsafe { (*self.flow()).rule })
     }
 
-    /// Notes that the connection was judged anew.
+    /// Notes that the connection was judged anew, unless another CPU did meanwhile.
     #[inline(always)]
     pub fn set_judged(&self, rule: RuleWord, generation: u32) {
         // SAFETY: see the type.
-        unsafe {
-            (*self.flow).rule = rule.bits();
-            (*self.flow).generation = generation;
-        }
+        unsafe { judged(self.flow(), rule, generation) };
     }
 
     /// Follows the connection through one more packet.
     #[inline(always)]
     pub fn advance(&self, packet: &Packet, from: Side, bytes: u32) {
-        let flow = self.flow;
+        let flow = self.flow();
         // SAFETY: see the type; what two CPUs may write at once is written atomically.
         unsafe {
             let way = match from {
@@ -152,7 +233,7 @@ impl Tracked<'_> {
             // Nothing that the sandbox says keeps a UDP or ICMP exchange alive that somebody else began:
             // the port at the other end may have changed hands.
             if matches!(packet.kind, Kind::Tcp)
-                || matches!(self.direction, Direction::Egress)
+                || matches!(self.direction(), Direction::Egress)
                 || from == Side::Remote
             {
                 (*flow).last_seen = ticks();
@@ -165,8 +246,8 @@ impl Tracked<'_> {
 
     #[inline(always)]
     fn advance_tcp(&self, packet: &Packet, from: Side) {
-        let flow = self.flow;
-        let opener = self.direction.opener();
+        let flow = self.flow();
+        let opener = self.direction().opener();
         // SAFETY: see the type.
         unsafe {
             if packet.is_reset() {
@@ -203,7 +284,7 @@ impl Tracked<'_> {
             }
             let bits = atomic::set_bits(&raw mut (*flow).state, added) | added;
             if bits & state::FIN_BOTH == state::FIN_BOTH {
-                closed::remember(self.key, (*flow).generation, self.rule());
+                closed::remember(&(*self.entry).key, (*flow).generation, self.rule());
                 self.end();
             }
         }
@@ -213,56 +294,65 @@ impl Tracked<'_> {
     #[inline(always)]
     pub fn end(&self) -> bool {
         // SAFETY: see the type.
-        unsafe { end(self.key, self.flow, self.direction) }
+        unsafe { end(self.place, self.tag, self.entry) }
     }
 
     /// Ends a connection that the policy in force does not permit, and has both its ends told.
     #[inline(always)]
     pub fn revoke(&self, ifindex: u32) {
         // SAFETY: see the type.
-        unsafe { revoke(self.key, self.flow, ifindex) };
+        unsafe { revoke(self.place, self.tag, self.entry, ifindex) };
     }
 }
 
 /// # Safety
-/// `key` and `flow` must belong to an entry of the map of `direction`.
+/// `place` must be where `tag` was found, and `entry` be what it is the tag of.
 #[inline(never)]
-unsafe fn end(key: *const FlowKey, flow: *mut Flow, direction: Direction) -> bool {
-    // SAFETY: the caller's promise.
-    let (slot, rule) = unsafe { ((*flow).slot, RuleWord::from_bits((*flow).rule)) };
-    let (reason, inbound) = match direction {
-        Direction::Egress => (decide::reason_of(rule), false),
-        Direction::Inbound => (Reason::Reply, true),
-    };
-    // SAFETY: the caller's promise.
-    let told = unsafe { events::connection(event_kind::CLOSE, key, flow, reason, inbound) };
-    // SAFETY: the caller's promise.
-    if !remove(unsafe { &*key }, direction) {
-        told.discard();
-        return false;
+pub unsafe fn end(place: *mut u64, tag: u64, entry: *mut FlowEntry) -> bool {
+    // SAFETY: the caller's promise. What is needed afterwards is read first: once the tag is gone the entry
+    // may be another connection's.
+    unsafe {
+        let (slot, rule) = ((*entry).flow.slot, RuleWord::from_bits((*entry).flow.rule));
+        let inbound = (*entry).inbound != 0;
+        let (direction, reason) = if inbound {
+            (Direction::Inbound, Reason::Reply)
+        } else {
+            (Direction::Egress, decide::reason_of(rule))
+        };
+        let told = events::connection(
+            event_kind::CLOSE,
+            &raw const (*entry).key,
+            &raw const (*entry).flow,
+            reason,
+            inbound,
+        );
+        let key = (*entry).key;
+        if !atomic::replace_word(place, tag, 0) {
+            told.discard();
+            return false;
+        }
+        if decide::belongs_to_inspector(rule) {
+            punt::forget(&key);
+        }
+        give_back(slot, direction);
+        told.submit();
     }
-    if decide::belongs_to_inspector(rule) {
-        // SAFETY: the caller's promise.
-        punt::forget(unsafe { &*key });
-    }
-    give_back(slot, direction);
-    told.submit();
     true
 }
 
 /// # Safety
-/// `key` and `flow` must belong to an entry of [`EGRESS`].
+/// As of [`end`]; the connection must be one that the sandbox began.
 #[inline(always)]
-pub unsafe fn revoke(key: *const FlowKey, flow: *mut Flow, ifindex: u32) {
+pub unsafe fn revoke(place: *mut u64, tag: u64, entry: *mut FlowEntry, ifindex: u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        if (*key).protocol() != protocol::TCP {
-            end(key, flow, Direction::Egress);
+        if (*entry).key.protocol() != protocol::TCP {
+            end(place, tag, entry);
             return;
         }
         // Without room to say so the ends find out by themselves: nothing of theirs passes any more.
-        let cut = events::cut(key, flow, ifindex);
-        if end(key, flow, Direction::Egress) {
+        let cut = events::cut(&raw const (*entry).key, &raw const (*entry).flow, ifindex);
+        if end(place, tag, entry) {
             cut.submit();
         } else {
             cut.discard();
@@ -270,12 +360,38 @@ pub unsafe fn revoke(key: *const FlowKey, flow: *mut Flow, ifindex: u32) {
     }
 }
 
+/// Writes rule and generation, in one piece and only if they are what was read a moment ago: another CPU may
+/// have judged the connection too, or ended it and begun another in its place.
+///
 /// # Safety
-/// `key` and `flow` must belong to an entry of the map of `direction`.
+/// `flow` must be an entry's.
 #[inline(always)]
-pub unsafe fn forget(key: *const FlowKey, flow: *mut Flow, direction: Direction) {
-    // SAFETY: the caller's promise.
-    unsafe { end(key, flow, direction) };
+pub unsafe fn judged(flow: *mut Flow, rule: RuleWord, generation: u32) {
+    // SAFETY: the caller's promise; the word is aligned, as `layout` asserts.
+    unsafe {
+        let word = (&raw mut (*flow).generation).cast::<u64>();
+        let before = atomic::load(word);
+        let after = u64::from(rule.bits()) << 32 | u64::from(generation);
+        if before != after {
+            atomic::replace_word(word, before, after);
+        }
+    }
+}
+
+/// The tag and the entry at a place, by its number; `None` if it is free.
+#[inline(always)]
+pub fn nth(number: u32) -> Option<(*mut u64, u64, *mut FlowEntry)> {
+    let (set, way) = (number / FLOW_WAYS as u32, atomic::within::<NONE>(u64::from(number)));
+    let tags = FLOW_TAGS.get_ptr_mut(set)?.cast::<u64>();
+    // SAFETY: the elements live as long as their maps, and have as many ways.
+    unsafe {
+        let place = tags.add(way as usize);
+        let tag = atomic::load(place);
+        if tag == 0 {
+            return None;
+        }
+        Some((place, tag, at(FLOWS.get_ptr_mut(set)?.cast(), set, way)))
+    }
 }
 
 #[inline(always)]
@@ -293,18 +409,19 @@ fn give_back(slot: u32, direction: Direction) {
 /// `capacity` if there is no room for it.
 #[inline(always)]
 pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Result<(), Reason> {
-    if !insert(key, direction, flow) {
-        give_back(slot, direction);
-        // Either there is no room, or another CPU was quicker with the same connection.
-        return match find(key, direction) {
-            Some(_) => Ok(()),
-            None => {
-                if decide::belongs_to_inspector(RuleWord::from_bits(flow.rule)) {
-                    punt::forget(key);
-                }
-                Err(Reason::Capacity)
+    match insert(key, direction, flow) {
+        Made::Yes => {}
+        Made::IsThere => {
+            give_back(slot, direction);
+            return Ok(());
+        }
+        Made::NoRoom => {
+            give_back(slot, direction);
+            if decide::belongs_to_inspector(RuleWord::from_bits(flow.rule)) {
+                punt::forget(key);
             }
-        };
+            return Err(Reason::Capacity);
+        }
     }
     if matches!(direction, Direction::Egress) {
         budget::note_peak(slot);
@@ -320,8 +437,16 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
 
 /// A connection's entry as `packet`, its first, makes it.
 #[inline(always)]
-pub fn fresh(slot: u32, packet: &Packet, macs: [u32; 3], rule: RuleWord, generation: u32) -> Flow {
-    Flow {
+pub fn fresh(
+    slot: u32,
+    packet: &Packet,
+    macs: [u32; 3],
+    rule: RuleWord,
+    generation: u32,
+) -> Option<&'static mut Flow> {
+    // SAFETY: the element lives as long as the map, and this CPU alone uses it, once at a time.
+    let flow = unsafe { &mut *FRESH.get_ptr_mut(0)? };
+    *flow = Flow {
         // SAFETY: the helper has no preconditions.
         opened: unsafe { bpf_ktime_get_ns() },
         last_seen: ticks(),
@@ -335,20 +460,21 @@ pub fn fresh(slot: u32, packet: &Packet, macs: [u32; 3], rule: RuleWord, generat
         slot,
         macs,
         zero: 0,
-    }
+    };
+    Some(flow)
 }
 
 /// Ends a connection that has been idle for longer than it may.
 ///
 /// # Safety
-/// `key` and `flow` must belong to an entry of the map of `direction`.
+/// As of [`end`].
 #[inline(always)]
-pub unsafe fn expire(key: *const FlowKey, flow: *mut Flow, direction: Direction) {
+pub unsafe fn expire(place: *mut u64, tag: u64, entry: *mut FlowEntry) {
     // SAFETY: the caller's promise.
     unsafe {
-        let limit = timeout::of((*key).protocol(), (*flow).state);
-        if to_nanoseconds(ticks().saturating_sub((*flow).last_seen)) >= limit {
-            end(key, flow, direction);
+        let limit = timeout::of((*entry).key.protocol(), (*entry).flow.state);
+        if to_nanoseconds(ticks().saturating_sub((*entry).flow.last_seen)) >= limit {
+            end(place, tag, entry);
         }
     }
 }

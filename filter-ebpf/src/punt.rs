@@ -141,8 +141,8 @@ fn take_hops(skb: &Skb) -> bool {
 
 /// What becomes of a packet that the host looks a socket up for.
 pub enum Selection {
-    /// It was not punted: as if this program were not there.
-    NotPunted,
+    /// It was not punted. Where it came in.
+    NotPunted(u32),
     /// It has its socket.
     Selected,
     /// It was punted, and there is no inspector.
@@ -158,7 +158,7 @@ pub fn select_socket(ctx: &SkLookupContext) -> Selection {
         unsafe { ((*lookup).family, (*lookup).protocol as u8, (*lookup).local_port as u16) };
     // The host's own connections come by here too; most end with this.
     if !(local_port == ports::DNS || ports::is_inspected(local_port.to_be())) {
-        return Selection::NotPunted;
+        return Selection::NotPunted(0);
     }
     const AF_INET: u32 = 2;
     let v4 = family == AF_INET;
@@ -178,7 +178,8 @@ pub fn select_socket(ctx: &SkLookupContext) -> Selection {
     let key = PuntKey::new(src, dst, [remote_port, local_port.to_be()], number);
     // SAFETY: nothing of the value is read.
     if unsafe { PUNTED.get(key) }.is_none() {
-        return Selection::NotPunted;
+        // SAFETY: as above.
+        return Selection::NotPunted(unsafe { (*lookup).ingress_ifindex });
     }
     let place = socket::place(v4, number == protocol::UDP);
     match SOCKETS.redirect_sk_lookup(ctx, place, 0) {

@@ -155,7 +155,7 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
     }
     let rule = policy::rule(subject.policy, packet.dst);
     if decide::is_punted(packet, rule, ports::is_inspected) {
-        subject.rule = rule;
+        subject.rule = decide::punted_under(packet, rule);
         return match key {
             Some(key) => hand_over(skb, sandbox, subject, key),
             None => subject.refused(Reason::Malformed),
@@ -166,7 +166,8 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
     if let Decision::Deny = reason.decision() {
         // It was allowed before the policy was replaced.
         if let Some(key) = key
-            && let Some(flow) = flows::find(key, Direction::Egress)
+            && let Some(flow) = flows::find(key)
+            && matches!(flow.direction(), Direction::Egress)
         {
             flow.revoke(sandbox.ifindex);
             return subject.refused(Reason::Revoked);
@@ -193,7 +194,9 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
 fn hand_over(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: &FlowKey) -> Outcome {
     let Some(packet) = &subject.packet else { return subject.refused(Reason::Malformed) };
     // It was allowed by its address, or was a query, before the policy was replaced.
-    if let Some(flow) = flows::find(key, Direction::Egress) {
+    if let Some(flow) = flows::find(key)
+        && matches!(flow.direction(), Direction::Egress)
+    {
         flow.revoke(sandbox.ifindex);
         return subject.refused(Reason::Revoked);
     }
@@ -213,26 +216,30 @@ fn hand_over(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: &FlowKey)
 /// one that may not go on.
 #[inline(always)]
 fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Option<Outcome> {
-    if let Some(flow) = flows::find(key, Direction::Egress) {
-        if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
-            return None;
-        }
-        let mut rule = flow.rule();
-        if let Class::Inspected = rule.class()
-            && let Some(verdict) = punt::verdict(key)
-            // Whatever it says, the connection stays with the inspector.
-            && let Class::Named = verdict.class()
-        {
-            rule = verdict;
-            flow.set_judged(rule, policy.generation());
-        }
+    if let Some(flow) = flows::find(key) {
+        let outcome = match flow.direction() {
+            Direction::Egress => {
+                if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.dst) {
+                    return None;
+                }
+                let mut rule = flow.rule();
+                if let Class::Inspected = rule.class()
+                    && let Some(verdict) = punt::verdict(key)
+                    // Whatever it says, the connection stays with the inspector.
+                    && let Class::Named = verdict.class()
+                {
+                    rule = verdict;
+                    flow.set_judged(rule, policy.generation());
+                }
+                Outcome::goes(rule, decide::reason_of(rule))
+            }
+            Direction::Inbound => {
+                flow.set_judged(RuleWord::UNMATCHED, policy.generation());
+                Outcome::Pass(Reason::Reply)
+            }
+        };
         flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Some(Outcome::goes(rule, decide::reason_of(rule)));
-    }
-    if let Some(flow) = flows::find(key, Direction::Inbound) {
-        flow.set_judged(RuleWord::UNMATCHED, policy.generation());
-        flow.advance(packet, Side::Sandbox, skb.frame_len());
-        return Some(Outcome::Pass(Reason::Reply));
+        return Some(outcome);
     }
     closed::lingers(key, packet, policy.generation()).map(|rule| Outcome::goes(rule, Reason::Reply))
 }
@@ -252,10 +259,7 @@ fn still_permitted(flow: &Tracked, policy: PolicyWord, remote: Addr) -> bool {
 #[inline(never)]
 fn quoted(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> Option<RuleWord> {
     let key = icmp::quoted_flow(skb, packet, from, sandbox.tenant)?;
-    match flows::find(&key, Direction::Egress) {
-        Some(flow) => Some(flow.rule()),
-        None => flows::find(&key, Direction::Inbound).map(|_| RuleWord::UNMATCHED),
-    }
+    flows::find(&key).map(|flow| flow.rule())
 }
 
 /// Begins to follow the connection that the sandbox's packet opens. Not inlined, for the sake of the stack.
@@ -263,6 +267,9 @@ fn quoted(skb: &Skb, sandbox: &Sandbox, packet: &Packet, from: Side) -> Option<R
 fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
     let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
     let policy = subject.policy;
+    let fresh = flows::fresh(slot, packet, subject.macs, subject.rule, policy.generation());
+    let Some(flow) = fresh else { return Err(Reason::Malformed) };
+    flow.bytes_out = u64::from(bytes);
     if !budget::take(slot, policy::egress_connections(policy)) {
         return Err(Reason::ConnectionLimit);
     }
@@ -272,22 +279,21 @@ fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resul
         budget::give_back(slot);
         return Err(reason);
     }
-    let mut flow = flows::fresh(slot, packet, subject.macs, subject.rule, policy.generation());
-    flow.bytes_out = u64::from(bytes);
-    flows::open(key, slot, Direction::Egress, &flow)
+    flows::open(key, slot, Direction::Egress, flow)
 }
 
 /// Begins to follow the connection that a packet to the sandbox opens.
 #[inline(never)]
 fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Result<(), Reason> {
     let Some(packet) = &subject.packet else { return Err(Reason::Malformed) };
+    let macs = swap_macs(subject.macs);
+    let fresh = flows::fresh(slot, packet, macs, RuleWord::UNMATCHED, subject.policy.generation());
+    let Some(flow) = fresh else { return Err(Reason::Malformed) };
+    flow.bytes_in = u64::from(bytes);
     if !budget::take_inbound(slot) {
         return Err(Reason::Capacity);
     }
-    let macs = swap_macs(subject.macs);
-    let mut flow = flows::fresh(slot, packet, macs, RuleWord::UNMATCHED, subject.policy.generation());
-    flow.bytes_in = u64::from(bytes);
-    flows::open(key, slot, Direction::Inbound, &flow)
+    flows::open(key, slot, Direction::Inbound, flow)
 }
 
 /// Judges what is sent to the sandbox.
@@ -320,33 +326,30 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
             deny(Some(packet), Reason::NeighbourClaim)
         };
     }
-    let from_here = skb.ingress_ifindex() == 0;
-    // What the inspector sends is not the host's own: neither to a sandbox in another one's name, nor in the
-    // name of a destination, should the connection be over that it belongs to.
-    let by_host = from_here && !is_inspectors(skb);
+    let by_host = is_by_host(skb);
     let Some(key) = FlowKey::of(sandbox.tenant, &packet, Side::Remote) else {
-        return match without_connection(skb, sandbox, &packet, policy, by_host) {
+        return match without_connection(skb, sandbox, &packet, policy) {
             Ok(reason) => Outcome::Pass(reason),
             Err(reason) => deny(Some(packet), reason),
         };
     };
-    if let Some(flow) = flows::find(&key, Direction::Egress) {
-        // The other end of a punted connection is the inspector, whatever its address says.
-        if decide::belongs_to_inspector(flow.rule()) && !from_here {
-            return deny(Some(packet), Reason::Inbound);
-        }
-        if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
-            if let Some(subject) = Subject::note(Way::ToSandbox, policy, [0; 3], Some(packet)) {
-                subject.rule = policy::rule(policy, packet.src);
+    if let Some(flow) = flows::find(&key) {
+        match flow.direction() {
+            Direction::Egress => {
+                // The other end of a punted connection is the inspector, whatever its address says.
+                if decide::belongs_to_inspector(flow.rule()) && !is_from_here(skb) {
+                    return deny(Some(packet), Reason::Inbound);
+                }
+                if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
+                    if let Some(subject) = Subject::note(Way::ToSandbox, policy, [0; 3], Some(packet)) {
+                        subject.rule = policy::rule(policy, packet.src);
+                    }
+                    flow.revoke(sandbox.ifindex);
+                    return Outcome::Deny(Reason::Revoked, Refusal::Silence);
+                }
             }
-            flow.revoke(sandbox.ifindex);
-            return Outcome::Deny(Reason::Revoked, Refusal::Silence);
+            Direction::Inbound => flow.set_judged(RuleWord::UNMATCHED, policy.generation()),
         }
-        flow.advance(&packet, Side::Remote, skb.frame_len());
-        return Outcome::Pass(Reason::Reply);
-    }
-    if let Some(flow) = flows::find(&key, Direction::Inbound) {
-        flow.set_judged(RuleWord::UNMATCHED, policy.generation());
         flow.advance(&packet, Side::Remote, skb.frame_len());
         return Outcome::Pass(Reason::Reply);
     }
@@ -380,17 +383,35 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     }
 }
 
-/// The verdict on what is sent to the sandbox and cannot belong to a connection.
+/// Whether a packet to a sandbox was made on this host rather than forwarded.
 #[inline(always)]
+fn is_from_here(skb: &Skb) -> bool {
+    skb.ingress_ifindex() == 0
+}
+
+/// Whether it is the host's own. What the inspector sends is not: neither to a sandbox in another one's name, nor
+/// in the name of a destination, should the connection be over that it belongs to.
+#[inline(always)]
+fn is_by_host(skb: &Skb) -> bool {
+    is_from_here(skb) && !is_inspectors(skb)
+}
+
+/// The verdict on what is sent to the sandbox and cannot belong to a connection. Not inlined, for the sake of
+/// the stack.
+#[inline(never)]
 fn without_connection(
     skb: &Skb,
     sandbox: &Sandbox,
     packet: &Packet,
     policy: PolicyWord,
-    by_host: bool,
 ) -> Result<Reason, Reason> {
+    let by_host = is_by_host(skb);
     match packet.kind {
-        Kind::IcmpError if quoted(skb, sandbox, packet, Side::Remote).is_some() => Ok(Reason::Reply),
+        Kind::IcmpError => match quoted(skb, sandbox, packet, Side::Remote) {
+            // Nobody but this host has seen anything of a punted connection.
+            Some(rule) if is_from_here(skb) || !decide::belongs_to_inspector(rule) => Ok(Reason::Reply),
+            Some(_) | None => Err(Reason::Inbound),
+        },
         // Worth nothing without its first fragment, which does belong to a connection.
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
             Class::Allowed | Class::Unmatched => Ok(Reason::Reply),
@@ -405,7 +426,6 @@ fn without_connection(
         | Kind::Udp
         | Kind::EchoRequest
         | Kind::EchoReply
-        | Kind::IcmpError
         | Kind::Neighbour
         | Kind::MulticastListener => Err(Reason::Inbound),
     }

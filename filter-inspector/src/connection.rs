@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -111,7 +112,9 @@ impl<H: Host> Connection<H> {
         let host = Arc::clone(&self.shared);
         let host = &host.host;
         let deadline = time::Instant::now() + self.shared.settings.dial_timeout;
+        let entry = Arc::clone(&self.entry);
         loop {
+            let mut changed = pin!(entry.changed.notified());
             let Some(rules) = host.rules(self.tenant()) else { return Err(self.refused(Reason::Revoked)) };
             let generation = rules.generation;
             let (target, reason, rule) = match rules.judge(named, self.flow().destination.ip()) {
@@ -124,12 +127,23 @@ impl<H: Host> Connection<H> {
                 mark: self.shared.settings.upstream_mark,
                 deadline,
             };
-            let (upstream, resolved) = dial
-                .connect(&target, self.flow().destination)
-                .await
-                .map_err(|reason| Refused { reason, rule, generation })?;
-            let name = match target {
-                Target::Name(name) => Some(name),
+            let mut dialling = pin!(dial.connect(&target, self.flow().destination));
+            let dialled = loop {
+                tokio::select! {
+                    biased;
+                    dialled = &mut dialling => break Some(dialled),
+                    () = &mut changed => {
+                        changed.set(entry.changed.notified());
+                        if self.judge(named).as_ref() != Ok(&target) {
+                            break None;
+                        }
+                    }
+                }
+            };
+            let Some(dialled) = dialled else { continue };
+            let (upstream, resolved) = dialled.map_err(|reason| Refused { reason, rule, generation })?;
+            let name = match &target {
+                Target::Name(name) => Some(name.clone()),
                 Target::Address(_) => None,
             };
             let mut going = Going { name, resolved, reason, rule, generation };

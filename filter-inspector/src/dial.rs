@@ -28,11 +28,13 @@ const NAMES: usize = 1024;
 /// How long an address has before the next one is tried beside it (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
+type Recent = HashMap<Name, (Instant, Arc<[IpAddr]>)>;
+
 /// Where names lead, asked of the resolver and remembered for a moment.
 #[derive(Debug)]
 pub(crate) struct Addresses {
     resolver: Resolver,
-    recent: Mutex<HashMap<Name, (Instant, Arc<[IpAddr]>)>>,
+    recent: Mutex<Recent>,
 }
 
 impl Addresses {
@@ -57,7 +59,7 @@ impl Addresses {
         Some(addresses)
     }
 
-    fn recent(&self) -> MutexGuard<'_, HashMap<Name, (Instant, Arc<[IpAddr]>)>> {
+    fn recent(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use filter_common::{Reason, RuleWord};
 use filter_policy::Name;
-use tokio::task::AbortHandle;
+use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     host::{Flow, Tenant},
@@ -66,6 +66,8 @@ pub(crate) struct Entry {
     pub(crate) sent: AtomicU64,
     /// Bytes that the client was given.
     pub(crate) received: AtomicU64,
+    /// Told when there may be other rules.
+    pub(crate) changed: Notify,
     state: Mutex<State>,
 }
 
@@ -130,7 +132,10 @@ impl Entry {
 
     fn rejudge(&self, rules: &Rules) -> Judged {
         let mut state = self.state();
-        let Some(going) = state.going.as_mut() else { return Judged::NotYet };
+        let Some(going) = state.going.as_mut() else {
+            self.changed.notify_waiters();
+            return Judged::NotYet;
+        };
         match again(rules, going) {
             Ok((reason, rule)) => {
                 (going.reason, going.rule, going.generation) = (reason, rule, rules.generation);
@@ -213,6 +218,7 @@ impl Register {
             share: Arc::clone(&connections.share),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            changed: Notify::new(),
             state: Mutex::default(),
         });
         connections.entries.insert(id, Arc::clone(&entry));

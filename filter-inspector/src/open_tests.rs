@@ -1,5 +1,7 @@
 use std::{
     fs,
+    net::SocketAddr,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,10 +10,14 @@ use std::{
 };
 
 use filter_common::{Class, Reason, RuleWord};
-use tokio::{io::AsyncReadExt, net::TcpStream, time};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpSocket, TcpStream},
+    time,
+};
 
 use crate::{
-    harness::{UPSTREAM, World, accept, allow, hello, noise, read_all, read_some, soon, until, write},
+    harness::{OTHER, UPSTREAM, World, accept, allow, hello, noise, read_all, read_some, soon, until, write},
     host::Happening::{Close, Deny, Open},
 };
 
@@ -69,6 +75,37 @@ async fn what_is_no_longer_allowed_is_cut_and_nothing_else() {
     let close = &world.host.events(1)[4];
     assert_eq!((close.happening, close.generation), (Close, 2));
     assert_eq!(close.rule, RuleWord::new(Class::Named, 1));
+}
+
+#[tokio::test]
+async fn who_is_being_dialled_is_judged_again_too() {
+    let world = World::tls().await;
+    // A listener that is full answers no SYN.
+    let full = TcpSocket::new_v4().unwrap();
+    full.bind(SocketAddr::from((OTHER, world.port))).unwrap();
+    let full = full.listen(1).unwrap();
+    let mut fill = Vec::new();
+    while let Ok(Ok(taken)) =
+        time::timeout(Duration::from_millis(300), TcpStream::connect(SocketAddr::from((OTHER, world.port))))
+            .await
+    {
+        fill.push(taken);
+    }
+    let mut client = world.client().await;
+    write(&mut client, hello(Some("other.test"))).await;
+    time::sleep(Duration::from_millis(50)).await;
+    for generation in 2..10 {
+        world.host.enforce(1, generation, allow(&["other.test"]));
+        world.inspector.rejudge(1);
+        time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(world.host.told(1), []);
+    world.host.enforce(1, 10, allow(&["allowed.test"]));
+    world.inspector.rejudge(1);
+    assert_eq!(read_all(&mut client).await.unwrap(), [21, 3, 3, 0, 2, 2, 112]);
+    let told = &world.host.events(1)[0];
+    assert_eq!((told.happening, told.reason, told.generation), (Deny, Reason::NameNotAllowed, 10));
+    drop(full);
 }
 
 #[tokio::test]
@@ -140,6 +177,12 @@ async fn connections_that_may_go_on_lose_nothing_while_policies_change() {
 async fn no_connection_slips_through_a_replacement() {
     let world = World::tls().await;
     let upstream = world.upstream(UPSTREAM).await;
+    let accepting = tokio::spawn(async move {
+        let mut taken = Vec::new();
+        loop {
+            taken.push(accept(&upstream).await);
+        }
+    });
     for round in 0..30 {
         world.host.enforce(1, 2 * round + 1, allow(&["allowed.test"]));
         let mut clients = Vec::new();
@@ -157,7 +200,7 @@ async fn no_connection_slips_through_a_replacement() {
             assert!(end.is_err() || end.unwrap().starts_with(&[21, 3, 3]));
         }
     }
-    drop(upstream);
+    accepting.abort();
     world.quiet().await;
 }
 
@@ -199,15 +242,30 @@ async fn who_was_not_punted_is_not_served() {
     assert_eq!(world.inspector.connections(), 0);
 }
 
-/// Descriptors of the process that are sockets of this port, or pipes.
+/// Descriptors of the process.
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// In a process of its own, since other tests open descriptors too.
-#[tokio::test]
-#[ignore = "run by `descriptors_come_back`"]
-async fn descriptors_come_back_alone() {
+/// Says to the test that it has the process, and all descriptors, for itself.
+const ALONE: &str = "DESCRIPTORS_COME_BACK_ALONE";
+
+#[test]
+fn descriptors_come_back() {
+    if std::env::var_os(ALONE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(use_descriptors());
+    }
+    let alone = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "open_tests::descriptors_come_back"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&alone.stdout);
+    assert!(alone.status.success() && said.contains("1 passed"), "{said}");
+}
+
+async fn use_descriptors() {
     let world = World::tls().await;
     let upstream = world.upstream(UPSTREAM).await;
     let mut before = None;
@@ -248,14 +306,4 @@ async fn descriptors_come_back_alone() {
         let after = descriptors();
         assert!(after <= *before.get_or_insert(after), "{after} instead of {before:?}");
     }
-}
-
-#[test]
-fn descriptors_come_back() {
-    let alone = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "open_tests::descriptors_come_back_alone"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&alone.stdout);
-    assert!(alone.status.success() && said.contains("1 passed"), "{said}");
 }

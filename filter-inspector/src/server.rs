@@ -20,9 +20,9 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    connection::{Connection, reset_on_close},
     dial::Addresses,
     dns::{self, Forwarder},
-    connection::{Connection, reset_on_close},
     host::{Event, Flow, Happening, Host, Tenant, Transport},
     http::proxy,
     open::Register,

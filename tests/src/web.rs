@@ -109,7 +109,8 @@ impl Connection<'_> {
             let waits = header(&head, "expect").is_some();
             if path == "/early" {
                 self.note(&line, &head, Vec::new());
-                let refusal = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 6\r\nConnection: close\r\n\r\nearly\n";
+                let refusal =
+                    "HTTP/1.1 413 Content Too Large\r\nContent-Length: 6\r\nConnection: close\r\n\r\nearly\n";
                 self.say(refusal.as_bytes())?;
                 return self.drain();
             }
@@ -124,7 +125,9 @@ impl Connection<'_> {
                 continue;
             }
             if path == "/ws" {
-                self.say(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")?;
+                self.say(
+                    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+                )?;
                 return self.echo();
             }
             let close = header(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));

@@ -34,7 +34,11 @@ pub struct Workers {
 
 impl Workers {
     /// Serves every connection to `port`, at any address of the namespace.
-    pub fn everywhere(netns: &Netns, port: u16, serve: impl Fn(Client) + Send + Sync + 'static) -> Result<Self> {
+    pub fn everywhere(
+        netns: &Netns,
+        port: u16,
+        serve: impl Fn(Client) + Send + Sync + 'static,
+    ) -> Result<Self> {
         let socket = netns.run(|| Ok(bind(Type::STREAM, port)?))?;
         Self::on(netns, socket.into(), serve)
     }
@@ -104,5 +108,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// So many bytes from a place of an endless text that does not repeat for long: a byte that is lost, doubled or
 /// in the wrong place makes another one of it.
 pub fn pattern(from: u64, length: usize) -> Vec<u8> {
-    (from..).take(length).map(|at| (at ^ (at >> 8).wrapping_mul(7) ^ (at >> 16).wrapping_mul(13)) as u8).collect()
+    (from..)
+        .take(length)
+        .map(|at| (at ^ (at >> 8).wrapping_mul(7) ^ (at >> 16).wrapping_mul(13)) as u8)
+        .collect()
 }

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hickory_proto::op::{Message, Query, ResponseCode};
-use hickory_proto::rr::rdata::svcb::{
-    Alpn, EchConfigList, IpHint, SVCB, SvcParamKey, SvcParamValue,
-};
+use hickory_proto::rr::rdata::svcb::{Alpn, EchConfigList, IpHint, SVCB, SvcParamKey, SvcParamValue};
 use hickory_proto::rr::rdata::{A, CNAME, HTTPS, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
@@ -121,7 +119,8 @@ impl Zone {
         let (mut threads, mut workers) = (Vec::new(), Vec::new());
         for server in SERVERS {
             let at = SocketAddr::new(server.parse()?, PORT);
-            let socket = netns.run(|| UdpSocket::bind(at).with_context(|| format!("cannot serve DNS at {at}")))?;
+            let socket =
+                netns.run(|| UdpSocket::bind(at).with_context(|| format!("cannot serve DNS at {at}")))?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             let (state, told) = (Arc::clone(&shared), Arc::clone(&stop));
             threads.push(netns.spawn(move || {
@@ -313,7 +312,9 @@ fn reply(query: &Message, shared: &Shared, entry: Option<&Entry>) -> Message {
     match entry {
         Some(Entry { behaviour: Behaviour::Fails(code), .. }) => reply.metadata.response_code = *code,
         Some(Entry { behaviour: Behaviour::AliasLoop, ttl, .. }) => {
-            let hop = |from: &Name, to: &Name| Record::from_rdata(from.clone(), *ttl, RData::CNAME(CNAME(to.clone())));
+            let hop = |from: &Name, to: &Name| {
+                Record::from_rdata(from.clone(), *ttl, RData::CNAME(CNAME(to.clone())))
+            };
             if let Ok(other) = fqdn("loop.test") {
                 reply.add_answers([hop(question.name(), &other), hop(&other, question.name())]);
             }
@@ -332,9 +333,9 @@ fn reply(query: &Message, shared: &Shared, entry: Option<&Entry>) -> Message {
 fn add_records(reply: &mut Message, shared: &Shared, question: &Query, entry: &Entry) {
     let (mut owner, mut entry) = (question.name().clone(), entry.clone());
     for _ in 0..40 {
-        let alias = entry.records.iter().find_map(|data| match data {
-            RData::CNAME(target) => Some(target.0.clone()),
-            _ => None,
+        let alias = entry.records.iter().find_map(|data| {
+            let RData::CNAME(target) = data else { return None };
+            Some(target.0.clone())
         });
         for data in &entry.records {
             if data.record_type() == question.query_type() || alias.is_some() {

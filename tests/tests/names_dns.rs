@@ -1,4 +1,5 @@
 //! DNS of a sandbox whose policy has names: one resolver, and through the filter.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test panics to fail")]
 
 mod names_support;
 #[path = "common/wire.rs"]
@@ -13,9 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use filter_tests::hickory_proto::op::{Message, ResponseCode};
 use filter_tests::hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use filter_tests::{Behaviour, Ending, Forgery, FrameSender, Sandbox, Service, Talk};
-use names_support::dns::{
-    RESOLVER, addresses, ask, ask_over_tcp, ask_raw, code, query, query_of, with_edns,
-};
+use names_support::dns::{RESOLVER, addresses, ask, ask_over_tcp, ask_raw, code, query, query_of, with_edns};
 use names_support::hello::hello;
 use names_support::{
     AT_ONCE, Answer, EVIL, GOOD, Ground, ID, PATIENCE, Row, SHORT, WILD, at, counted, ip, names, usual_policy,
@@ -39,10 +38,13 @@ fn resolver() -> SocketAddr {
 
 #[test]
 fn a_sandbox_asks_through_the_filter() -> Result<()> {
-    let ground = Ground::with(SHORT, &json!({
-        "allowOut": ["allowed.test"], "denyOut": ["0.0.0.0/0"],
-        "dns": {"servers": [RESOLVER, V6_RESOLVER]},
-    }))?;
+    let ground = Ground::with(
+        SHORT,
+        &json!({
+            "allowOut": ["allowed.test"], "denyOut": ["0.0.0.0/0"],
+            "dns": {"servers": [RESOLVER, V6_RESOLVER]},
+        }),
+    )?;
     ground.zone.text("allowed.test", "some text");
     let before = ground.before()?;
     for server in [resolver(), at(V6_RESOLVER, 53)] {
@@ -50,7 +52,10 @@ fn a_sandbox_asks_through_the_filter() -> Result<()> {
         let a = asked(&query("allowed.test", RecordType::A))?;
         ensure!(code(&a) == ResponseCode::NoError && addresses(&a) == [ip(GOOD[0])], "{a}");
         let aaaa = asked(&query("Allowed.TEST", RecordType::AAAA))?;
-        ensure!(addresses(&aaaa) == [ip(GOOD[1])] && aaaa.answers[0].name.to_ascii() == "Allowed.TEST.", "{aaaa}");
+        ensure!(
+            addresses(&aaaa) == [ip(GOOD[1])] && aaaa.answers[0].name.to_ascii() == "Allowed.TEST.",
+            "{aaaa}"
+        );
         let txt = asked(&query("allowed.test", RecordType::TXT))?;
         ensure!(txt.answers.len() == 1 && txt.answers[0].record_type() == RecordType::TXT, "{txt}");
         // Names that no rule matches can be asked for as well, unless the policy is strict.
@@ -199,7 +204,9 @@ fn other_resolvers_and_other_ways_are_closed() -> Result<()> {
     // Without names nothing is opened.
     ground.update(&json!({"denyOut": ["0.0.0.0/0"]}))?;
     datagrams_are_refused(&ground, resolver(), "denied_cidr", rule)?;
-    ground.update(&json!({"allowOut": ["allowed.test"], "denyOut": ["0.0.0.0/0"], "dns": {"servers": ["1.1.1.1"]}}))?;
+    ground.update(
+        &json!({"allowOut": ["allowed.test"], "denyOut": ["0.0.0.0/0"], "dns": {"servers": ["1.1.1.1"]}}),
+    )?;
     datagrams_are_refused(&ground, resolver(), "denied_cidr", rule)?;
     let answer = ask(&ground.sandbox, at("1.1.1.1", 53), &query("allowed.test", RecordType::A))?;
     ensure!(addresses(&answer) == [ip(GOOD[0])], "{answer}");
@@ -227,7 +234,8 @@ fn a_strict_policy_asks_nobody_for_other_names() -> Result<()> {
             "localhost",
         ] {
             for kind in [RecordType::A, RecordType::TXT, RecordType::ANY] {
-                is_refused(&ground, server, &query(name, kind), Some(name)).with_context(|| format!("{name} {kind}"))?;
+                is_refused(&ground, server, &query(name, kind), Some(name))
+                    .with_context(|| format!("{name} {kind}"))?;
             }
         }
         // What is no host name cannot be one that is allowed.
@@ -244,7 +252,11 @@ fn a_strict_policy_asks_nobody_for_other_names() -> Result<()> {
     }
     ensure!(ground.zone.queries().is_empty(), "upstream was asked: {:?}", ground.zone.asked());
 
-    let tcp = ask_over_tcp(&ground.sandbox, resolver(), &[query("denied.test", RecordType::A), query("allowed.test", RecordType::A)])?;
+    let tcp = ask_over_tcp(
+        &ground.sandbox,
+        resolver(),
+        &[query("denied.test", RecordType::A), query("allowed.test", RecordType::A)],
+    )?;
     ensure!(code(&tcp[0]) == ResponseCode::Refused && addresses(&tcp[1]) == [ip(GOOD[0])], "{tcp:?}");
     for (name, address) in [("allowed.test", GOOD[0]), ("b.wild.test", WILD[0]), ("A.B.Wild.Test", WILD[0])] {
         let answer = ask(&ground.sandbox, resolver(), &query(name, RecordType::A))?;
@@ -333,11 +345,7 @@ fn nobody_else_answers_a_sandbox() -> Result<()> {
     // The very packet that would be the answer, from outside.
     let before = ground.before()?;
     let mut forged = message.clone().into_response();
-    let record = Record::from_rdata(
-        message.queries[0].name().clone(),
-        60,
-        RData::from(ip(EVIL[0])),
-    );
+    let record = Record::from_rdata(message.queries[0].name().clone(), 60, RData::from(ip(EVIL[0])));
     forged.add_answer(record);
     let (from, to) = (ip(RESOLVER), IpAddr::from(ground.sandbox.v4()));
     let datagram = wire::udp(from, to, 53, socket.local_addr()?.port(), &forged.to_vec()?);
@@ -463,7 +471,9 @@ fn aliases_are_followed_and_circles_are_not() -> Result<()> {
     ensure!(owners == ["one.wild.test.", "two.test.", "three.test."], "{answer}");
     // The name that is asked for counts, not where it leads.
     ground.reaches(at(EVIL[0], 443), &hello("one.wild.test"), "one.wild.test", GOOD[0])?;
-    let rows = [Row::tls("the alias", at(EVIL[0], 443), hello("three.test"), "name_not_allowed").named("three.test")];
+    let rows =
+        [Row::tls("the alias", at(EVIL[0], 443), hello("three.test"), "name_not_allowed")
+            .named("three.test")];
     ground.denied(&rows)?;
 
     ground.zone.set("circle.wild.test", &[])?;
@@ -505,7 +515,8 @@ fn a_resolver_that_fails_holds_up_nobody_else() -> Result<()> {
                 let ground = &ground;
                 scope.spawn(move || -> Result<Duration> {
                     let start = Instant::now();
-                    let answer = ask(&ground.sandbox, resolver(), &query(name, RecordType::A)).context(name)?;
+                    let answer =
+                        ask(&ground.sandbox, resolver(), &query(name, RecordType::A)).context(name)?;
                     ensure!(code(&answer) == ResponseCode::ServFail, "{answer}");
                     Ok(start.elapsed())
                 })
@@ -552,12 +563,20 @@ fn what_is_no_query_goes_nowhere() -> Result<()> {
         ("two questions", with(|bytes| bytes[5] = 2), 1),
         ("a question and an answer", with(|bytes| bytes[7] = 1), 1),
         ("bytes behind it", with(|bytes| bytes.extend(b"exfiltrated")), 1),
-        ("a name that points to itself", with(|bytes| bytes.splice(12.., [0xc0, 12, 0, 1, 0, 1]).for_each(drop)), 1),
+        (
+            "a name that points to itself",
+            with(|bytes| bytes.splice(12.., [0xc0, 12, 0, 1, 0, 1]).for_each(drop)),
+            1,
+        ),
         ("a name without an end", with(|bytes| bytes.splice(12.., [60; 40]).for_each(drop)), 1),
-        ("a name that is too long", with(|bytes| {
-            let label = [&[63][..], &[b'a'; 63]].concat();
-            bytes.splice(12.., [label.repeat(5), vec![0, 0, 1, 0, 1]].concat()).for_each(drop);
-        }), 1),
+        (
+            "a name that is too long",
+            with(|bytes| {
+                let label = [&[63][..], &[b'a'; 63]].concat();
+                bytes.splice(12.., [label.repeat(5), vec![0, 0, 1, 0, 1]].concat()).for_each(drop);
+            }),
+            1,
+        ),
     ] {
         let attempt = ask_raw(&ground.sandbox, resolver(), &bytes);
         let answer = attempt.result.with_context(|| what.to_owned())?;
@@ -567,7 +586,11 @@ fn what_is_no_query_goes_nowhere() -> Result<()> {
     // Over TCP too. A connection that sends no query is closed.
     for bytes in [&b"\xff\xff"[..], b"\0\x05hello", b"GET / HTTP/1.1\r\n\r\n"] {
         let heard = ground.sandbox.talk(resolver(), &Talk::new().say(bytes))?;
-        ensure!(heard.bytes.is_empty() && matches!(heard.ending, Ending::End | Ending::Reset), "{}", heard.summary());
+        ensure!(
+            heard.bytes.is_empty() && matches!(heard.ending, Ending::End | Ending::Reset),
+            "{}",
+            heard.summary()
+        );
     }
     ground.control.settles(ID, 0, Duration::from_secs(10))
 }

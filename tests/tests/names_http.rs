@@ -1,4 +1,5 @@
 //! Connections to port 80: every request is judged by the host that it names, and by nothing else.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test panics to fail")]
 
 mod names_support;
 
@@ -10,9 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use filter_tests::hickory_proto::op::ResponseCode;
 use filter_tests::{Behaviour, Ending, HttpAnswer, Server, Service, Talk, pattern};
 use names_support::hello::hello;
-use names_support::{
-    Answer, CIDR, EVIL, GOOD, Ground, ID, PATIENCE, Row, SHORT, WILD, at, curl, eventually, ip, names,
-};
+use names_support::timed::eventually;
+use names_support::{Answer, CIDR, EVIL, GOOD, Ground, ID, PATIENCE, Row, SHORT, WILD, at, curl, ip, names};
 use serde_json::{Value, json};
 
 /// A request for `/`.
@@ -35,9 +35,13 @@ fn is_greeted(ground: &Ground, to: &str, request: &[u8], host: &str, address: &s
     ensure!(ground.web.raw().last().unwrap() == request, "another request arrived");
     ground.ensure_moved(&before, &[])?;
     for event in ["open", "close"] {
-        let told = ground.wait_event(&before, |told| told["event"] == event && told["sport"] == heard.from.port())?;
+        let told = ground
+            .wait_event(&before, |told| told["event"] == event && told["sport"] == heard.from.port())?;
         ensure!(
-            told["reason"] == "allowed_name" && told["resolvedIp"] == address && told["dst"] == to && told["dport"] == 80,
+            told["reason"] == "allowed_name"
+                && told["resolvedIp"] == address
+                && told["dst"] == to
+                && told["dport"] == 80,
             "{told}"
         );
     }
@@ -55,7 +59,8 @@ fn the_filter_chooses_the_address() -> Result<()> {
         }
         is_greeted(&ground, to, &get("b.wild.test"), "b.wild.test", wild)?;
         is_greeted(&ground, to, &get("a.b.wild.test"), "a.b.wild.test", wild)?;
-        let absolute = b"GET http://Allowed.test/x?y HTTP/1.1\r\nHost: allowed.test:80\r\nConnection: close\r\n\r\n";
+        let absolute =
+            b"GET http://Allowed.test/x?y HTTP/1.1\r\nHost: allowed.test:80\r\nConnection: close\r\n\r\n";
         is_greeted(&ground, to, absolute, "allowed.test:80", good)?;
         is_greeted(&ground, to, b"GET / HTTP/1.0\r\nhost: allowed.test\r\n\r\n", "allowed.test", good)?;
         is_greeted(&ground, to, b"OPTIONS * HTTP/1.1\r\nHost:allowed.test\r\n\r\n", "allowed.test", good)?;
@@ -72,7 +77,9 @@ fn the_filter_chooses_the_address() -> Result<()> {
     ensure!(code == 0 && out.as_bytes() == expected, "{code} {out} {complaint}");
     // Addresses that a rule allows are none of the inspector's business.
     let before = ground.before()?;
-    let heard = ground.sandbox.talk(at(CIDR[0], 80), &Talk::new().say(get("denied.test")).until("as denied.test\n").end())?;
+    let heard = ground
+        .sandbox
+        .talk(at(CIDR[0], 80), &Talk::new().say(get("denied.test")).until("as denied.test\n").end())?;
     ensure!(heard.bytes.ends_with(&greeting(CIDR[0], "denied.test")), "{}", heard.summary());
     ground.ensure_moved(&before, &[])?;
     ground.control.settles(ID, 0, PATIENCE)
@@ -106,7 +113,11 @@ fn a_refusal_says_what_it_is() -> Result<()> {
     // Without a body where there must be none.
     let talk = Talk::new().say("HEAD / HTTP/1.1\r\nHost: denied.test\r\n\r\n");
     let heard = ground.sandbox.talk(at(EVIL[0], 80), &talk)?;
-    ensure!(heard.bytes.ends_with(b"\r\n\r\n") && heard.bytes.starts_with(b"HTTP/1.1 403"), "{}", heard.summary());
+    ensure!(
+        heard.bytes.ends_with(b"\r\n\r\n") && heard.bytes.starts_with(b"HTTP/1.1 403"),
+        "{}",
+        heard.summary()
+    );
     ground.ensure_moved(&before, &[("name_not_allowed", 2)])?;
     ground.ensure_nothing_arrived(&before)
 }
@@ -159,7 +170,9 @@ fn other_names_are_refused() -> Result<()> {
     ] {
         rows.push(Row::http(&format!("{host:?}"), to, get(host), "bad_name", 403));
     }
-    for request in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET http://allowed.test/ HTTP/1.1\r\n\r\n"] {
+    for request in
+        ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET http://allowed.test/ HTTP/1.1\r\n\r\n"]
+    {
         rows.push(Row::http(request, to, request, "no_name", 403));
     }
     let both = "GET http://allowed.test:81/ HTTP/1.1\r\nHost: allowed.test\r\n\r\n";
@@ -205,7 +218,8 @@ fn a_name_does_not_lead_to_the_platform_or_nowhere() -> Result<()> {
 
 /// Requests that can be read in more than one way, or that could become something else.
 fn ambiguous() -> Vec<(&'static str, Vec<u8>, u16)> {
-    let field = |fields: &str| format!("POST / HTTP/1.1\r\nHost: allowed.test\r\n{fields}\r\n\r\n").into_bytes();
+    let field =
+        |fields: &str| format!("POST / HTTP/1.1\r\nHost: allowed.test\r\n{fields}\r\n\r\n").into_bytes();
     let start = |line: &str| format!("{line}\r\nHost: allowed.test\r\n\r\n").into_bytes();
     let many: String = (0..130).map(|n| format!("X-{n}: 1\r\n")).collect();
     let long = format!("X: {}", "a".repeat(65 * 1024));
@@ -220,7 +234,11 @@ fn ambiguous() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("space before a colon", b"GET / HTTP/1.1\r\nHost : allowed.test\r\n\r\n".to_vec(), 400),
         ("a field without a colon", field("nonsense"), 400),
         ("a bare LF", b"GET / HTTP/1.1\nHost: allowed.test\n\n".to_vec(), 400),
-        ("a bare LF within", b"GET / HTTP/1.1\r\nHost: allowed.test\nHost: denied.test\r\n\r\n".to_vec(), 400),
+        (
+            "a bare LF within",
+            b"GET / HTTP/1.1\r\nHost: allowed.test\nHost: denied.test\r\n\r\n".to_vec(),
+            400,
+        ),
         ("a bare CR", b"GET / HTTP/1.1\r\nHost: allowed.test\rX: y\r\n\r\n".to_vec(), 400),
         ("NUL in Host", b"GET / HTTP/1.1\r\nHost: allowed.test\0.denied.test\r\n\r\n".to_vec(), 400),
         ("a control byte", field("X: \x0b"), 400),
@@ -244,14 +262,30 @@ fn ambiguous() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("an odd case", field("Transfer-Encoding: Chunked"), 501),
         ("a tab before chunked", field("Transfer-Encoding:\tchunked"), 501),
         ("xchunked", field("Transfer-Encoding: xchunked"), 501),
-        ("chunked in HTTP/1.0", b"POST / HTTP/1.0\r\nHost: allowed.test\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(), 501),
+        (
+            "chunked in HTTP/1.0",
+            b"POST / HTTP/1.0\r\nHost: allowed.test\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(),
+            501,
+        ),
         ("Connection: Host", field("Connection: host"), 400),
         ("Connection: Content-Length", field("Content-Length: 0\r\nConnection: close, content-length"), 400),
-        ("Connection: Transfer-Encoding", field("Transfer-Encoding: chunked\r\nConnection: transfer-encoding"), 400),
+        (
+            "Connection: Transfer-Encoding",
+            field("Transfer-Encoding: chunked\r\nConnection: transfer-encoding"),
+            400,
+        ),
         ("another expectation", field("Expect: 200-ok"), 417),
         ("CONNECT", b"CONNECT allowed.test:80 HTTP/1.1\r\nHost: allowed.test:80\r\n\r\n".to_vec(), 403),
-        ("CONNECT elsewhere", b"CONNECT denied.test:443 HTTP/1.1\r\nHost: allowed.test\r\n\r\n".to_vec(), 403),
-        ("h2c", field("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__"), 400),
+        (
+            "CONNECT elsewhere",
+            b"CONNECT denied.test:443 HTTP/1.1\r\nHost: allowed.test\r\n\r\n".to_vec(),
+            403,
+        ),
+        (
+            "h2c",
+            field("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__"),
+            400,
+        ),
         ("h2c among others", field("Connection: Upgrade\r\nUpgrade: websocket, h2c"), 403),
         ("HTTP/2.0 as an upgrade", field("Connection: Upgrade\r\nUpgrade: HTTP/2.0"), 403),
         ("settings alone", field("HTTP2-Settings: AAMAAABkAAQAAP__"), 403),
@@ -268,7 +302,11 @@ fn ambiguous() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("a fragment", start("GET /#x HTTP/1.1"), 400),
         ("no ASCII", start("GET /\u{a0} HTTP/1.1"), 400),
         ("two hosts", b"GET http://denied.test/ HTTP/1.1\r\nHost: allowed.test\r\n\r\n".to_vec(), 400),
-        ("two hosts, the other way", b"GET http://allowed.test/ HTTP/1.1\r\nHost: denied.test\r\n\r\n".to_vec(), 400),
+        (
+            "two hosts, the other way",
+            b"GET http://allowed.test/ HTTP/1.1\r\nHost: denied.test\r\n\r\n".to_vec(),
+            400,
+        ),
         ("an empty line first", [b"\r\n".as_slice(), &get("allowed.test")].concat(), 400),
         ("space first", [b" ".as_slice(), &get("allowed.test")].concat(), 400),
         ("many fields", field(many.trim_end()), 431),
@@ -301,7 +339,9 @@ fn a_body_that_can_be_read_in_two_ways_is_not_followed() -> Result<()> {
     let ground = Ground::usual()?;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: denied.test\r\n\r\n";
     let chunked = |body: &str| {
-        format!("POST /echo HTTP/1.1\r\nHost: allowed.test\r\nTransfer-Encoding: chunked\r\n\r\n{body}{smuggled}")
+        format!(
+            "POST /echo HTTP/1.1\r\nHost: allowed.test\r\nTransfer-Encoding: chunked\r\n\r\n{body}{smuggled}"
+        )
     };
     let rows: Vec<_> = [
         ("a size with a sign", "+5\r\nhello\r\n0\r\n\r\n"),
@@ -318,7 +358,9 @@ fn a_body_that_can_be_read_in_two_ways_is_not_followed() -> Result<()> {
         ("a folded trailer", "0\r\nX: a\r\n b\r\n\r\n"),
     ]
     .into_iter()
-    .map(|(what, body)| Row::http(what, at(EVIL[0], 80), chunked(body), "bad_request", 400).named("allowed.test"))
+    .map(|(what, body)| {
+        Row::http(what, at(EVIL[0], 80), chunked(body), "bad_request", 400).named("allowed.test")
+    })
     .collect();
     ground.denied_later(&rows)?;
     ensure!(ground.web.requests().is_empty(), "a request arrived: {:?}", ground.web.requests());
@@ -327,7 +369,8 @@ fn a_body_that_can_be_read_in_two_ways_is_not_followed() -> Result<()> {
     // Where the framing is sound, what looks like a request is a body.
     let before = ground.before()?;
     let length = smuggled.len();
-    let request = format!("POST /echo HTTP/1.1\r\nHost: allowed.test\r\nContent-Length: {length}\r\n\r\n{smuggled}");
+    let request =
+        format!("POST /echo HTTP/1.1\r\nHost: allowed.test\r\nContent-Length: {length}\r\n\r\n{smuggled}");
     let heard = ground.sandbox.talk(at(EVIL[0], 80), &Talk::new().say(request).until(smuggled).end())?;
     ensure!(heard.bytes.ends_with(smuggled.as_bytes()), "{}", heard.summary());
     let arrived = ground.web.requests();
@@ -349,12 +392,15 @@ fn each_request_of_a_connection_is_judged() -> Result<()> {
         ensure!(heard.said_all && heard.ending == Ending::End, "{}", heard.summary());
         let requests = ground.web.requests();
         let of_it: Vec<_> = requests.iter().rev().take(4).rev().collect();
-        let connections: Vec<_> = of_it.iter().map(|request| request.connection - of_it[0].connection).collect();
+        let connections: Vec<_> =
+            of_it.iter().map(|request| request.connection - of_it[0].connection).collect();
         ensure!(connections == [0, 0, 1, 2], "{connections:?}");
         let locals: Vec<_> = of_it.iter().map(|request| request.local).collect();
         ensure!(locals == [good, good, wild, good].map(|address| at(address, 80)), "{locals:?}");
         let told = ground.wait_event(&before, |event| {
-            event["event"] == "open" && event["serverName"] == "b.wild.test" && event["sport"] == heard.from.port()
+            event["event"] == "open"
+                && event["serverName"] == "b.wild.test"
+                && event["sport"] == heard.from.port()
         })?;
         ensure!(told["resolvedIp"] == wild, "{told}");
 
@@ -366,7 +412,10 @@ fn each_request_of_a_connection_is_judged() -> Result<()> {
         let seen = ground.web.requests().len();
         let both = [get("allowed.test"), get("denied.test")].concat();
         ground.denied_later(&[
-            later("one after the other", Talk::new().say(get("allowed.test")).until(&first).say(get("denied.test"))),
+            later(
+                "one after the other",
+                Talk::new().say(get("allowed.test")).until(&first).say(get("denied.test")),
+            ),
             later("pipelined", Talk::new().say(&both)),
             later("pipelined byte by byte", Talk::new().say_in(1, &both)),
         ])?;
@@ -380,7 +429,8 @@ fn each_request_of_a_connection_is_judged() -> Result<()> {
         ensure!(ground.arrived.frames_to(to.ip())? == 0);
 
         // Many that are allowed come back in their order.
-        let many: Vec<u8> = (0..20).flat_map(|n| get(if n % 2 == 0 { "allowed.test" } else { "b.wild.test" })).collect();
+        let many: Vec<u8> =
+            (0..20).flat_map(|n| get(if n % 2 == 0 { "allowed.test" } else { "b.wild.test" })).collect();
         let heard = ground.sandbox.talk(to, &Talk::new().say(&many).end())?;
         let text = String::from_utf8_lossy(&heard.bytes).into_owned();
         let bodies: Vec<_> = text.lines().filter(|line| line.starts_with("hello from")).collect();
@@ -413,7 +463,8 @@ fn what_is_legitimate_passes_byte_for_byte() -> Result<()> {
     ensure!(heard.bytes.ends_with(&body), "{}", heard.summary());
     let chunks = "5;name=\"value\"\r\nhello\r\n1\r\n \r\n00005\r\nworld\r\n0\r\nX-Trailer: yes\r\n\r\n";
     let chunked = request("POST /echo", "Transfer-Encoding: chunked\r\nTrailer: X-Trailer\r\n") + chunks;
-    for talk in [Talk::new().say(&chunked), Talk::new().say_in(1, &chunked), Talk::new().say_in(7, &chunked)] {
+    for talk in [Talk::new().say(&chunked), Talk::new().say_in(1, &chunked), Talk::new().say_in(7, &chunked)]
+    {
         ensure!(answer(&ground, talk)?.body == "hello world");
         ensure!(ground.web.raw().last().unwrap() == chunked.as_bytes());
     }
@@ -421,9 +472,13 @@ fn what_is_legitimate_passes_byte_for_byte() -> Result<()> {
     let chunked = answer(&ground, Talk::new().say(request("GET /chunked", "")))?;
     ensure!(chunked.body.ends_with("0\r\nX-Trailer: yes\r\n\r\n"), "{chunked:?}");
     let head = answer(&ground, Talk::new().say(request("HEAD /down/100", "")))?;
-    ensure!(head.status == 200 && head.body.is_empty() && head.head.contains("Content-Length: 100"), "{head:?}");
+    ensure!(
+        head.status == 200 && head.body.is_empty() && head.head.contains("Content-Length: 100"),
+        "{head:?}"
+    );
     // A response to HEAD does not hide the next one.
-    let talk = Talk::new().say(request("HEAD /down/100", "")).until("\r\n\r\n").say(request("GET /", "")).end();
+    let talk =
+        Talk::new().say(request("HEAD /down/100", "")).until("\r\n\r\n").say(request("GET /", "")).end();
     let heard = ground.sandbox.talk(at(EVIL[0], 80), &talk)?;
     ensure!(heard.bytes.ends_with(&greeting(GOOD[0], "allowed.test")), "{}", heard.summary());
     let hints = answer(&ground, Talk::new().say(request("GET /hints", "")))?;
@@ -431,7 +486,10 @@ fn what_is_legitimate_passes_byte_for_byte() -> Result<()> {
     let closing = answer(&ground, Talk::new().say(request("GET /close", "")))?;
     ensure!(closing.body.as_bytes() == greeting(GOOD[0], "allowed.test"), "{closing:?}");
     // A server that waits for nothing.
-    let early = answer(&ground, Talk::new().say(request("POST /early", "Content-Length: 1000000\r\n")).until("early\n"))?;
+    let early = answer(
+        &ground,
+        Talk::new().say(request("POST /early", "Content-Length: 1000000\r\n")).until("early\n"),
+    )?;
     ensure!(early.status == 413 && early.body == "early\n", "{early:?}");
     // A client that waits for the server.
     let expects = request("POST /echo", "Content-Length: 5\r\nExpect: 100-continue\r\n");
@@ -439,7 +497,10 @@ fn what_is_legitimate_passes_byte_for_byte() -> Result<()> {
     let expected = answer(&ground, talk)?;
     ensure!(expected.status == 100 && expected.body.ends_with("hello"), "{expected:?}");
     // Another protocol.
-    let upgrade = request("GET /ws", "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
+    let upgrade = request(
+        "GET /ws",
+        "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    );
     let frames = [get("denied.test"), pattern(0, 100_000)].concat();
     let talk = Talk::new().say(&upgrade).until("\r\n\r\n").say(&frames).until(&frames).end();
     let heard = ground.sandbox.talk(at(EVIL[0], 80), &talk)?;
@@ -460,15 +521,19 @@ fn much_goes_through() -> Result<()> {
     let patience = Duration::from_secs(20);
     let expected = pattern(0, LENGTH);
     for path in ["down", "down-close"] {
-        let request = format!("GET /{path}/{LENGTH} HTTP/1.1\r\nHost: allowed.test\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET /{path}/{LENGTH} HTTP/1.1\r\nHost: allowed.test\r\nConnection: close\r\n\r\n");
         let heard = ground.sandbox.talk(at(EVIL[0], 80), &Talk::new().say(request).patience(patience))?;
         ensure!(heard.bytes.ends_with(&expected) && heard.ending == Ending::End, "{}", heard.summary());
     }
-    let request = format!("GET /down-chunked/{LENGTH} HTTP/1.1\r\nHost: allowed.test\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET /down-chunked/{LENGTH} HTTP/1.1\r\nHost: allowed.test\r\nConnection: close\r\n\r\n");
     let heard = ground.sandbox.talk(at(EVIL[0], 80), &Talk::new().say(request).patience(patience))?;
     ensure!(heard.bytes.ends_with(b"\r\n0\r\n\r\n") && heard.bytes.len() > LENGTH, "{}", heard.summary());
     // There and back, at the same time, and framed in both ways.
-    let head = format!("POST /echo HTTP/1.1\r\nHost: b.wild.test\r\nContent-Length: {LENGTH}\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nHost: b.wild.test\r\nContent-Length: {LENGTH}\r\nConnection: close\r\n\r\n"
+    );
     let talk = Talk::new().say(head).say(&expected).patience(patience);
     let heard = ground.sandbox.talk(at(EVIL[1], 80), &talk)?;
     ensure!(heard.bytes.ends_with(&expected), "{}", heard.summary());
@@ -488,11 +553,17 @@ fn a_response_that_can_be_read_in_two_ways_does_not_arrive() -> Result<()> {
     let hidden = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhidden";
     let mut rows = Vec::new();
     for (n, (what, response)) in [
-        ("both lengths", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (
+            "both lengths",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
         ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
         ("no number", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nhello"),
         ("a bare LF", "HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"),
-        ("an upgrade that nobody asked for", "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"),
+        (
+            "an upgrade that nobody asked for",
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
+        ),
         ("no HTTP", "SSH-2.0-x\r\n"),
     ]
     .into_iter()
@@ -594,7 +665,9 @@ fn refusals_do_not_depend_on_the_port() -> Result<()> {
     ground.denied(&[
         Row::http("denied", to, get("denied.test:8080"), "name_not_allowed", 403).named("denied.test"),
         Row::http("another port", to, get("allowed.test:80"), "bad_name", 403),
-        Row::http("not inspected", at(EVIL[0], 8081), "", "denied_cidr", 0).by(Some("/denyOut/0")).answered(Answer::Refused),
+        Row::http("not inspected", at(EVIL[0], 8081), "", "denied_cidr", 0)
+            .by(Some("/denyOut/0"))
+            .answered(Answer::Refused),
     ])?;
     ensure!(web.connections() == 1);
     Ok(())

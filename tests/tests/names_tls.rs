@@ -1,6 +1,10 @@
 //! Connections by the name of a TLS hello: where they go, and which do not.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test panics to fail")]
 
 mod names_support;
+#[path = "common/wire.rs"]
+#[allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "as in its own module")]
+mod wire;
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -8,14 +12,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use filter_tests::{Ca, Ending, Server, Service, Talk, TlsServer, TlsService, Topology, pattern};
+use filter_tests::hickory_proto::rr::RecordType;
+use filter_tests::{
+    Ca, Ending, FrameSender, Server, Service, Talk, TlsServer, TlsService, Topology, pattern,
+};
 use names_support::hello::{ECH, GREASE, Hello, PADDING, SERVER_NAME, hello, records, server_names};
+use names_support::timed::eventually;
 use names_support::{
-    ACCESS_DENIED, Answer, CIDR, EVIL, GOOD, Ground, ID, PATIENCE, Row, SHORT, UNRECOGNIZED_NAME, WILD, alone,
-    at, counted, curl, eventually, ip, names, usual_policy,
+    ACCESS_DENIED, Answer, CIDR, EVIL, GOOD, Ground, ID, PATIENCE, Row, SHORT, UNRECOGNIZED_NAME, WILD,
+    alone, at, counted, curl, ip, names, usual_policy,
 };
 use nix::errno::Errno;
 use serde_json::json;
+use wire::{ACK, FIN, PSH, RST, SYN, Segment};
 
 #[test]
 fn the_filter_chooses_the_address() -> Result<()> {
@@ -42,7 +51,8 @@ fn a_client_that_checks_certificates_is_content() -> Result<()> {
         let address = if to.contains(':') { format!("[{to}]") } else { to.to_owned() };
         let believed = format!("allowed.test:443:{address}");
         let cacert = pem.path();
-        let args = ["--resolve", &believed, "--cacert", cacert, "https://allowed.test/", "https://allowed.test/2"];
+        let args =
+            ["--resolve", &believed, "--cacert", cacert, "https://allowed.test/", "https://allowed.test/2"];
         let (code, out, complaint) = curl(&ground.sandbox, &args)?;
         ensure!(code == 0, "{from}: {complaint}");
         ensure!(out == format!("hello from {} as allowed.test\n", at(answer, 443)).repeat(2), "{out}");
@@ -161,7 +171,9 @@ fn of_several_addresses_the_next_is_tried() -> Result<()> {
     {
         let name = format!("m{n}.wild.test");
         ground.zone.set(&name, addresses)?;
-        ground.reaches(at(to, 443), &hello(&name), &name, reached).with_context(|| format!("{addresses:?}"))?;
+        ground
+            .reaches(at(to, 443), &hello(&name), &name, reached)
+            .with_context(|| format!("{addresses:?}"))?;
     }
     Ok(())
 }
@@ -188,8 +200,7 @@ fn a_name_that_leads_nowhere() -> Result<()> {
     for name in ["nothing.wild.test", "dangling.wild.test", "unknown.wild.test"] {
         rows.push(Row::tls(name, at(EVIL[0], 443), hello(name), "unresolved").named(name));
     }
-    let rows: Vec<_> =
-        rows.into_iter().map(|row| row.by(Some("/allowOut/1"))).collect();
+    let rows: Vec<_> = rows.into_iter().map(|row| row.by(Some("/allowOut/1"))).collect();
     ground.denied_together(&rows)?;
 
     // Somebody is there, and does not answer.
@@ -316,7 +327,10 @@ fn forms(name: &str) -> Vec<(&'static str, Talk, Vec<u8>)> {
     // Outer, AES-128-GCM, a key and a payload (RFC 9849 section 5).
     let ech = [&[0, 0, 1, 0, 1, 7, 0, 32][..], &[0x33; 32], &[0, 144], &[0x44; 144]].concat();
     let largest = {
-        let room = 64 * 1024 - 5 * records(&Hello::of(name).and(PADDING, vec![0; 60_000]).message(), 16_384).len().div_ceil(16_389);
+        let room = 64 * 1024
+            - 5 * records(&Hello::of(name).and(PADDING, vec![0; 60_000]).message(), 16_384)
+                .len()
+                .div_ceil(16_389);
         let empty = padded(0).message().len();
         padded(room - empty)
     };
@@ -344,7 +358,11 @@ fn forms(name: &str) -> Vec<(&'static str, Talk, Vec<u8>)> {
     talks.push(("5 KiB in small segments", Talk::new().say_in(37, &padded), padded));
     let (first, second) = plain.split_at(3);
     let pause = Duration::from_millis(50);
-    talks.push(("a pause in a record's header", Talk::new().say(first).pause(pause).say(second), plain.clone()));
+    talks.push((
+        "a pause in a record's header",
+        Talk::new().say(first).pause(pause).say(second),
+        plain.clone(),
+    ));
     let early = [plain.as_slice(), &[20, 3, 3, 0, 1, 1], &[23, 3, 3, 0, 5], b"early"].concat();
     talks.push(("early data behind it", Talk::new().say(&early), early));
     talks
@@ -390,12 +408,28 @@ fn what_names_nobody_is_refused() -> Result<()> {
         tls("two names in a list", odd(&server_names(&[allowed, b"denied.test"])), "bad_name"),
         tls("the same name twice in a list", odd(&server_names(&[allowed, allowed])), "bad_name"),
         tls("an empty list", odd(&[0, 0]), "bad_name"),
-        tls("a name of another kind", odd(&[0, 15, 1, 0, 12, b'a', b'l', b'l', b'o', b'w', b'e', b'd', b'.', b't', b'e', b's', b't']), "bad_name"),
+        tls(
+            "a name of another kind",
+            odd(&[0, 15, 1, 0, 12, b'a', b'l', b'l', b'o', b'w', b'e', b'd', b'.', b't', b'e', b's', b't']),
+            "bad_name",
+        ),
         tls("a list that is too long", odd(&[0, 99, 0, 0, 1, b'a']), "no_name"),
         tls("bytes behind the list", odd(&[&server_names(&[allowed])[..], b"x"].concat()), "no_name"),
-        tls("another extension twice", Hello::of("allowed.test").and(PADDING, b"").and(PADDING, b"").bytes(), "no_name"),
-        tls("larger than 64 KiB, with headers", Hello::of("allowed.test").and(PADDING, vec![0; 12_000]).records(1), "no_name"),
-        tls("a length above 64 KiB", sized(16_384, &[&[1, 1, 0, 0][..], &vec![0; 16_380]].concat()), "no_name"),
+        tls(
+            "another extension twice",
+            Hello::of("allowed.test").and(PADDING, b"").and(PADDING, b"").bytes(),
+            "no_name",
+        ),
+        tls(
+            "larger than 64 KiB, with headers",
+            Hello::of("allowed.test").and(PADDING, vec![0; 12_000]).records(1),
+            "no_name",
+        ),
+        tls(
+            "a length above 64 KiB",
+            sized(16_384, &[&[1, 1, 0, 0][..], &vec![0; 16_380]].concat()),
+            "no_name",
+        ),
         tls("a record that is too large", sized(16_385, &message), "no_name"),
         tls("an empty record", [sized(0, b""), hello("allowed.test")].concat(), "no_name"),
         tls("a ServerHello", records(&other_message, 9000), "no_name"),
@@ -407,7 +441,9 @@ fn what_names_nobody_is_refused() -> Result<()> {
         tls("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), "no_name"),
         tls("SSH", b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(), "no_name"),
         tls("zeroes", vec![0; 64], "no_name"),
-        tls("half a hello and the end", b"".to_vec(), "no_name").saying(Talk::new().say(&hello("allowed.test")[..40]).end()).by(None),
+        tls("half a hello and the end", b"".to_vec(), "no_name")
+            .saying(Talk::new().say(&hello("allowed.test")[..40]).end())
+            .by(None),
         tls("the end at once", b"".to_vec(), "no_name").saying(Talk::new().end()).by(None),
     ];
     ground.denied(&rows)?;
@@ -424,7 +460,8 @@ fn whoever_says_nothing_is_refused_in_time() -> Result<()> {
     let whole = hello("allowed.test");
     let (start, rest) = whole.split_at(60);
     // A byte now and then does not prolong it.
-    let drip = start.iter().fold(Talk::new(), |talk, byte| talk.say([*byte]).pause(Duration::from_millis(60)));
+    let drip =
+        start.iter().fold(Talk::new(), |talk, byte| talk.say([*byte]).pause(Duration::from_millis(60)));
     let mut rows = Vec::new();
     for to in EVIL {
         let row = |what: &str, talk| Row::tls(what, at(to, 443), b"", "peek_timeout").saying(talk);
@@ -509,7 +546,15 @@ fn the_platform_is_not_reached_by_its_address_either() -> Result<()> {
     let ground = Ground::usual()?;
     let decoy = Server::start(ground.topology.host(), Service::TcpEcho, 443)?;
     let mut rows = Vec::new();
-    for to in ["169.254.169.254", "127.1.2.3", "10.0.0.1", "192.0.2.1", "64:ff9b::a00:1", "2002:a00:1::1", "2001:db8::1"] {
+    for to in [
+        "169.254.169.254",
+        "127.1.2.3",
+        "10.0.0.1",
+        "192.0.2.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::1",
+        "2001:db8::1",
+    ] {
         // A sandbox's own loopback never leaves it.
         if to.starts_with("127.") {
             continue;
@@ -519,7 +564,9 @@ fn the_platform_is_not_reached_by_its_address_either() -> Result<()> {
     }
     let gateways = [ground.sandbox.gateway_v4().to_string(), ground.sandbox.gateway_v6().to_string()];
     for to in &gateways {
-        rows.push(Row::tls(to, at(to, 443), hello("allowed.test"), "guarded").by(None).answered(Answer::Refused));
+        rows.push(
+            Row::tls(to, at(to, 443), hello("allowed.test"), "guarded").by(None).answered(Answer::Refused),
+        );
     }
     ground.denied(&rows)?;
     ensure!(decoy.connections() == 0);
@@ -678,9 +725,12 @@ fn it_is_the_same_on_a_bridge_and_without_addresses() -> Result<()> {
         for (to, good) in EVIL.iter().zip(GOOD) {
             ground.reaches(at(to, 443), &hello("allowed.test"), "allowed.test", good)?;
             ground.denied(&[
-                Row::tls("denied", at(to, 443), hello("denied.test"), "name_not_allowed").named("denied.test"),
+                Row::tls("denied", at(to, 443), hello("denied.test"), "name_not_allowed")
+                    .named("denied.test"),
                 Row::tls("no name", at(to, 443), Hello::new().bytes(), "no_name"),
-                Row::tls("another port", at(to, 8443), b"", "denied_cidr").answered(Answer::Refused).by(Some("/denyOut/0")),
+                Row::tls("another port", at(to, 8443), b"", "denied_cidr")
+                    .answered(Answer::Refused)
+                    .by(Some("/denyOut/0")),
             ])?;
             // Each is judged by its own policy.
             let said = hello("denied.test");
@@ -693,6 +743,89 @@ fn it_is_the_same_on_a_bridge_and_without_addresses() -> Result<()> {
         ensure!(counted(&ground.control.show("s2")?, "name_not_allowed") == 2);
     }
     Ok(())
+}
+
+#[test]
+fn nobody_else_speaks_in_a_connection() -> Result<()> {
+    let ground = Ground::usual()?;
+    let said = hello("allowed.test");
+    for (family, evil) in EVIL.iter().enumerate() {
+        let mut stream = ground.sandbox.tcp_connect(at(evil, 443), PATIENCE).result?;
+        stream.write_all(&said)?;
+        stream.read_exact(&mut vec![0; said.len()])?;
+        let port = stream.local_addr()?.port();
+        let (from, to) = (ip(evil), ground.sandbox.address_like(ip(evil)));
+        let before = ground.before()?;
+        // From outside, as the other end that the sandbox believes in would send it.
+        let (host, internet) = ([0x02, 0xff, 0, 0, 0, 1], [0x02, 0xff, 0, 0, 0, 2]);
+        let sender = FrameSender::open(ground.topology.internet(), "eth0")?;
+        let forged =
+            [(RST, &b""[..]), (RST | ACK, b""), (ACK | PSH, b"injected"), (SYN | ACK, b""), (FIN | ACK, b"")];
+        for (flags, payload) in forged {
+            let segment = Segment { sport: 443, dport: port, seq: 1, ack: 1, flags }.bytes(from, to, payload);
+            let (ethertype, packet) = wire::ip(from, to, wire::TCP, segment);
+            sender.send(&wire::ethernet(host, internet, ethertype, &packet))?;
+        }
+        eventually(
+            "all were dropped",
+            PATIENCE,
+            || Ok(ground.moved(&before)? == [("inbound".to_owned(), 5)]),
+        )
+        .with_context(|| format!("{:?}", ground.moved(&before)))?;
+        stream.write_all(b"still")?;
+        let mut still = [0; 5];
+        stream.read_exact(&mut still)?;
+        ensure!(&still == b"still", "{still:?}");
+        ensure!(ground.echo.as_ref().unwrap().accepted().last().unwrap().local == at(GOOD[family], 443));
+    }
+    ground.control.settles(ID, 0, PATIENCE)
+}
+
+#[test]
+fn a_host_with_strict_settings_is_no_obstacle() -> Result<()> {
+    let ground = Ground::usual()?;
+    let host = ground.topology.host();
+    let sandbox = ground.sandbox.host_interface();
+    for settings in [
+        &[("rp_filter", "1")][..],
+        &[("rp_filter", "1"), ("src_valid_mark", "1")],
+        &[("rp_filter", "2"), ("src_valid_mark", "1"), ("accept_local", "0"), ("route_localnet", "0")],
+    ] {
+        for interface in ["all", "default", sandbox, "up0", "lo"] {
+            for (key, value) in settings {
+                host.sysctl(&format!("net/ipv4/conf/{interface}/{key}"), value)?;
+            }
+        }
+        for more in [
+            &[("net/ipv4/tcp_syncookies", "2")][..],
+            &[
+                ("net/ipv4/tcp_fwmark_accept", "1"),
+                ("net/ipv4/fwmark_reflect", "1"),
+                ("net/ipv6/fwmark_reflect", "1"),
+            ],
+            &[
+                ("net/ipv4/tcp_early_demux", "0"),
+                ("net/ipv4/udp_early_demux", "0"),
+                ("net/ipv4/ip_early_demux", "0"),
+            ],
+        ] {
+            for (key, value) in more {
+                host.sysctl(key, value)?;
+            }
+            for (to, good) in EVIL.iter().zip(GOOD) {
+                ground
+                    .reaches(at(to, 443), &hello("allowed.test"), "allowed.test", good)
+                    .with_context(|| format!("{settings:?} {more:?}"))?;
+            }
+            let query = names_support::dns::query("allowed.test", RecordType::A);
+            let answer = names_support::dns::ask(&ground.sandbox, at("8.8.8.8", 53), &query)?;
+            ensure!(
+                names_support::dns::addresses(&answer) == [ip(GOOD[0])],
+                "{settings:?} {more:?}: {answer}"
+            );
+        }
+    }
+    ground.control.settles(ID, 0, Duration::from_secs(10))
 }
 
 #[test]
@@ -711,7 +844,8 @@ fn many_at_once_each_get_their_own() -> Result<()> {
                         let bad = (client + n) % 2 == 0;
                         let said = hello(if bad { "denied.test" } else { "allowed.test" });
                         let talk = Talk::new().say(&said);
-                        let heard = ground.sandbox.talk(to, &if bad { talk } else { talk.until(&said).end() })?;
+                        let heard =
+                            ground.sandbox.talk(to, &if bad { talk } else { talk.until(&said).end() })?;
                         let right = if bad {
                             heard.alert() == Some((2, UNRECOGNIZED_NAME))
                         } else {

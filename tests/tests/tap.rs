@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use common::wire::{self, ACK, PSH, RST, Seen, Segment, TCP};
 use common::{ALLOWED, DENIED, ID, PATIENCE, Told, counted, eventually, ip, usual_policy};
-use filter_tests::{Daemon, Offload, Recording, Service, Tap, Topology, finish_checksum};
+use filter_tests::{Daemon, Offload, Recording, Service, Tap, Topology, WebServer, Zone, finish_checksum};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
@@ -384,5 +384,66 @@ fn a_refusal_of_a_frame_with_its_checksum_to_do_is_right() -> Result<()> {
         let answer = guest.receive().context("a reset for a large frame")?;
         ensure!(answer.tcp_flags() == RST && answer.word(4) == 7 && answer.body.len() == 20, "{answer:02x?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_guest_in_user_space_reaches_what_its_names_allow() -> Result<()> {
+    // The filter's own address of the name; the guest goes to another.
+    const NAMED: [&str; 2] = ["198.51.100.10", "2001:db8:198::10"];
+    let ground = Ground::new(false)?;
+    let _zone =
+        Zone::serve(ground.topology.internet(), &[("allowed.test", &NAMED), ("denied.test", &DENIED)])?;
+    let web = WebServer::start(ground.topology.internet(), 80)?;
+    let policy = serde_json::json!({"allowOut": ["allowed.test"], "denyOut": ["0.0.0.0/0"]});
+    ground.daemon.update(ID, &policy)?;
+    let mut guest = Guest::new(&ground.tap)?;
+    for (n, to) in DENIED.map(ip).into_iter().enumerate() {
+        for (m, host) in ["allowed.test", "denied.test"].into_iter().enumerate() {
+            let port = 33_000 + (n * 2 + m) as u16;
+            let handle = guest.connect(SocketAddr::new(to, 80), port)?;
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            let (mut sent, mut got) = (0, Vec::new());
+            guest.until(host, |sockets| {
+                let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+                sent += socket.send_slice(&request.as_bytes()[sent..]).unwrap_or(0);
+                let _ = socket.recv(|data| {
+                    got.extend_from_slice(data);
+                    (data.len(), ())
+                });
+                if socket.state() == tcp::State::CloseWait {
+                    socket.close();
+                    return Some(());
+                }
+                None
+            })?;
+            let text = String::from_utf8_lossy(&got);
+            let named = SocketAddr::new(ip(NAMED[n]), 80);
+            let right = match host {
+                "allowed.test" => text.contains(&format!("hello from {named} as {host}\n")),
+                _ => text.starts_with("HTTP/1.1 403 ") && text.contains("name_not_allowed"),
+            };
+            ensure!(right, "{host} by way of {to}: {text}");
+        }
+    }
+    ensure!(web.connections() == 2 && counted(&ground.daemon.show(ID)?, "name_not_allowed") == 2);
+    let told = ground.daemon.wait_event(|event| event["reason"] == "name_not_allowed", PATIENCE)?;
+    ensure!(told["serverName"] == "denied.test" && told["dport"] == 80 && told["sandbox"] == ID, "{told}");
+    let arrived: Vec<_> = ground.arrived.frames()?.iter().filter_map(|frame| Seen::parse(frame)).collect();
+    ensure!(!arrived.iter().any(|seen| DENIED.map(ip).contains(&seen.to)), "it arrived");
+
+    // So does its resolver.
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+    let mut socket = udp::Socket::new(buffer(), buffer());
+    socket.bind(33_100)?;
+    // An id, recursion, one question: allowed.test, A, IN.
+    let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07allowed\x04test\0\0\x01\0\x01";
+    socket.send_slice(query, SocketAddr::new(ip("8.8.8.8"), 53))?;
+    let handle = guest.sockets.add(socket);
+    let answer = guest.until("DNS", |sockets| {
+        let socket = sockets.get_mut::<udp::Socket<'_>>(handle);
+        socket.recv().ok().map(|(data, _)| data.to_vec())
+    })?;
+    ensure!(answer.starts_with(b"\x12\x34") && answer.ends_with(&[198, 51, 100, 10]), "{answer:02x?}");
     Ok(())
 }

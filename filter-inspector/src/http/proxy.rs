@@ -178,11 +178,9 @@ impl<H: Host> Proxy<H> {
             received: &self.connection.entry.received,
             means: self.connection.means(),
         };
-        match exchange(ends, request, &mut self.inbox, &mut self.back).await {
-            // The upstream said more than it was asked for. Whatever it is, it is not the next response.
-            Next::Request if !self.back.is_empty() => Next::Close { heard: true },
-            next => next,
-        }
+        let next = exchange(ends, request, &mut self.inbox, &mut self.back).await;
+        // The upstream said more than it was asked for. Whatever it is, it is not the next response.
+        if next == Next::Request && !self.back.is_empty() { Next::Close { heard: true } } else { next }
     }
 
     /// Both ends speak something else from here on.

@@ -30,7 +30,6 @@ impl Why {
     }
 
     fn status(self) -> u16 {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "reasons are many, and all others forbid")]
         match self {
             Self::Denied(Reason::Unresolved) | Self::BadResponse => 502,
             Self::Denied(Reason::Capacity) => 503,
@@ -57,7 +56,6 @@ impl Why {
             Self::BadRequest(bad) => bad.explanation(),
             Self::BadBody => "The chunks of the body are malformed.",
             Self::BadResponse => "The server's response can be read in more than one way.",
-            #[expect(clippy::wildcard_enum_match_arm, reason = "the others are not about names")]
             Self::Denied(reason) => match (reason, host) {
                 (Reason::NameNotAllowed, Some(host)) => {
                     return format!("Add \"{host}\" to allowOut in the sandbox's network policy.");

@@ -9,6 +9,7 @@
 //! off the asynchronous threads.
 
 pub mod batch;
+mod flows;
 pub mod links;
 mod memory;
 pub mod object;
@@ -17,7 +18,6 @@ pub mod punts;
 pub mod rings;
 pub mod run;
 pub mod sandboxes;
-mod shards;
 pub mod tally;
 mod trie;
 pub mod words;

@@ -35,10 +35,11 @@ const PINNED: &[&str] = &[
     "COUNTERS",
     "THROTTLES",
     "CLOSED",
-    "EGRESS",
-    "INBOUND",
+    "FLOWS",
+    "FLOW_TAGS",
+    "FLOW_LOCKS",
+    "FLOW_SEED",
     "EXPIRY",
-    "SHARD_SEED",
     "EVENTS",
     "EVENTS_LOST",
     "CUTS",
@@ -189,7 +190,7 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
         }
     }
     let mut ebpf = loader.load(OBJECT)?;
-    super::shards::furnish(&mut ebpf)?;
+    super::flows::seed(&mut ebpf)?;
     for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
         classifier(&mut ebpf, name)?.load().map_err(program(name))?;
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use filter_common::Reason;
 use filter_common::ip::Kind;
-use filter_common::layout::{EGRESS_SHARD, Ends, FlowKey, INBOUND_LIMIT, event_kind};
+use filter_common::layout::{Ends, FLOW_WAYS, FlowKey, INBOUND_LIMIT, event_kind};
 use filter_common::tcp::Side;
 
 use crate::fixtures::frames::*;
@@ -99,15 +99,17 @@ fn one_conversation_is_one_place_whoever_speaks() {
     assert_eq!((flow.bytes_out, flow.bytes_in), (50 * frame(b"question"), 50 * frame(b"answer")));
 }
 
-/// A shard of the map can fill up before any sandbox's budget does. Whoever comes then is refused with a
+/// The places of a set can all be taken before any sandbox's budget is. Whoever comes then is refused with a
 /// reason of its own, and its place in the budget is given back.
 #[test]
-fn a_full_shard_refuses_with_capacity_and_gives_the_place_back() {
+fn a_full_set_refuses_with_capacity_and_gives_the_place_back() {
+    const SET: u32 = 17;
     let mut machine = Machine::new();
     machine.used = true;
+    let seed = machine.flow_seed();
     let mut opened = 0;
     let mut refused = None;
-    let candidates = (1..=u16::MAX).flat_map(|port| (0..5).map(move |last| (port, last)));
+    let candidates = (0..=u8::MAX).flat_map(|last| (1..=u16::MAX).map(move |port| (port, last)));
     for (port, last) in candidates {
         let remote = SocketAddr::new(ip(&format!("203.0.113.{last}")), SERVER);
         let local = SocketAddr::new(ip(SANDBOX_V4), port);
@@ -119,36 +121,35 @@ fn a_full_shard_refuses_with_capacity_and_gives_the_place_back() {
             src_port: port.to_be(),
             dst_port: SERVER.to_be(),
         };
-        if FlowKey::between(machine.tenant, &ends, Side::Sandbox).unwrap().shard(&machine.shard_seed()) != 17
-        {
+        let key = FlowKey::between(machine.tenant, &ends, Side::Sandbox).unwrap();
+        if key.spot(&seed).set != SET {
             continue;
         }
-        // As if the others were somebody else's.
-        if opened % 1000 == 0 {
-            machine.set_budget(0);
-        }
         let frame = tcp(local, remote, SYN, b"");
-        let before = machine.budget().active;
         let ran = machine.run(Out, &frame.bytes);
         if ran.action != UNSPEC {
             assert_eq!(ran.action, REDIRECT, "refused at once, not dropped");
-            assert_eq!(machine.budget().active, before, "the place in the budget is given back");
             refused = Some(frame);
             break;
         }
         opened += 1;
     }
-    assert_eq!(opened, EGRESS_SHARD, "a shard has room for as many as it says");
+    assert_eq!(opened as usize, FLOW_WAYS, "a set has room for as many as it says");
     let refused = refused.unwrap();
     let snapshot = machine.snapshot();
+    assert_eq!(snapshot.budget.active, opened, "the place in the budget is given back");
+    assert_eq!(snapshot.egress.len(), opened as usize);
     assert_eq!(snapshot.count(Reason::Capacity), (1, refused.len()));
     assert_eq!(snapshot.budget.refused, 0, "it is not the budget that is used up");
     let events = machine.events();
     let last = events.last().unwrap();
     assert_eq!((last.kind, last.reason), (event_kind::DENY, Reason::Capacity as u8));
-    // Other shards go on.
+    // Other sets go on, and this one does when somebody leaves.
     let ran = machine.run(Out, &udp(here(Family::V4), there(Family::V4), b"x").bytes);
     assert_eq!(ran.action, UNSPEC);
+    machine.forget(machine.tenant);
+    assert_eq!((machine.budget().active, machine.snapshot().egress.len()), (0, 0));
+    assert_eq!(machine.run(Out, &refused.bytes).action, UNSPEC);
 }
 
 /// What comes in costs no budget, but one sandbox's callers may not take all the room there is.

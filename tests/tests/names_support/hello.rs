@@ -68,8 +68,9 @@ impl Hello {
         body.extend(vector16(&[0x13, 1, 0x13, 2, 0xc0, 0x2f]));
         body.extend([1, 0]);
         let extensions = self.extensions.iter();
-        let extensions: Vec<u8> =
-            extensions.flat_map(|(kind, content)| [&kind.to_be_bytes()[..], &vector16(content)].concat()).collect();
+        let extensions: Vec<u8> = extensions
+            .flat_map(|(kind, content)| [&kind.to_be_bytes()[..], &vector16(content)].concat())
+            .collect();
         body.extend(vector16(&extensions));
         let length = u32::try_from(body.len()).unwrap().to_be_bytes();
         [&[1][..], &length[1..], &body].concat()

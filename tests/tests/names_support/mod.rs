@@ -18,11 +18,13 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use filter_tests::{Capture, Daemon, Ending, Heard, Netns, Sandbox, Server, Service, Talk, Topology, WebServer, Zone};
+use filter_tests::{
+    Capture, Daemon, Ending, Heard, Netns, Sandbox, Server, Service, Talk, Topology, WebServer, Zone,
+};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-pub use timed::{Control, eventually};
+use timed::Control;
 
 /// How long anything may take that should happen at once, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -215,6 +217,13 @@ impl Ground {
         Ok(())
     }
 
+    /// But for so many connections to port 443, nothing has reached the internet since.
+    pub fn ensure_nothing_arrived_but(&self, before: &Before, connections: u64) -> Result<()> {
+        let (tls, web) = (self.tls_connections() - before.tls, self.web.connections() - before.web);
+        ensure!((tls, web) == (connections, 0), "{tls} connections arrived at 443, {web} at 80");
+        Ok(())
+    }
+
     /// Each row by itself is denied for its reason and no other, told, and does not arrive.
     pub fn denied(&self, rows: &[Row]) -> Result<()> {
         self.denied_before_arrival(rows, true)
@@ -270,7 +279,8 @@ impl Ground {
 
     /// Of all denials only these have been counted since, and so often.
     pub fn ensure_moved(&self, before: &Before, expected: &[(&str, u64)]) -> Result<()> {
-        let mut expected: Vec<_> = expected.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+        let mut expected: Vec<_> =
+            expected.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
         expected.sort();
         let moved = self.moved(before)?;
         ensure!(moved == expected, "counted were {moved:?}, not {expected:?}");
@@ -399,7 +409,13 @@ impl Row {
     }
 
     /// A request that is denied.
-    pub fn http(what: &str, to: SocketAddr, request: impl AsRef<[u8]>, reason: &'static str, status: u16) -> Self {
+    pub fn http(
+        what: &str,
+        to: SocketAddr,
+        request: impl AsRef<[u8]>,
+        reason: &'static str,
+        status: u16,
+    ) -> Self {
         Self {
             talk: Talk::new().say(request),
             answer: Answer::Status(status),
@@ -452,7 +468,9 @@ impl Row {
                         "the body is {body}"
                     );
                 }
-                for wanted in ["Content-Type: application/json", "Connection: close", "Cache-Control: no-store"] {
+                for wanted in
+                    ["Content-Type: application/json", "Connection: close", "Cache-Control: no-store"]
+                {
                     ensure!(answer.head.contains(wanted), "no {wanted}: {}", seen());
                 }
             }
