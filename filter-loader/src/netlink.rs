@@ -58,7 +58,9 @@ pub enum Change {
     LinkGone(u32),
     /// The host's addresses are not what they were.
     Addresses,
-    /// A routing rule went away.
+    /// An interface is not what it was: its hardware address, for instance.
+    Link(u32),
+    /// A routing rule went away, or a local route of another table than the kernel's.
     Rules,
     /// Changes came faster than they could be told.
     Missed,
@@ -227,7 +229,15 @@ fn change(message: &RouteNetlinkMessage) -> Option<Change> {
         RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
             Some(Change::LinkGone(link.header.index))
         }
+        RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+            Some(Change::Link(link.header.index))
+        }
         RouteNetlinkMessage::DelRule(_) => Some(Change::Rules),
+        RouteNetlinkMessage::DelRoute(route)
+            if route.header.kind == RouteType::Local && route.header.table != LOCAL_TABLE =>
+        {
+            Some(Change::Rules)
+        }
         RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Some(Change::Addresses),
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
             if taken_by_host(route).is_some() =>
@@ -238,10 +248,12 @@ fn change(message: &RouteNetlinkMessage) -> Option<Change> {
     }
 }
 
+/// The kernel's own table of local routes.
+const LOCAL_TABLE: u8 = 255;
+
 /// Where a route leads that ends at the host itself. Only of the kernel's own table: other tables have
 /// local routes for packets that the host was asked to intercept.
 fn taken_by_host(route: &RouteMessage) -> Option<IpNet> {
-    const LOCAL_TABLE: u8 = 255;
     let ends_here = matches!(route.header.kind, RouteType::Local | RouteType::Broadcast | RouteType::Anycast);
     let len = route.header.destination_prefix_length;
     if !ends_here || route.header.table != LOCAL_TABLE || len == 0 {

@@ -1,9 +1,10 @@
 //! The host's routing, as far as the inspector depends on it: packets with its mark are delivered locally,
 //! whatever their destination.
 //!
-//! For each family one rule and one route, for all sandboxes. A second rule before it keeps what the host
-//! itself sends, and its look at the way back (`rp_filter` with `src_valid_mark`), on the main table: with
-//! some settings (`tcp_fwmark_accept`) the answers of the inspector carry the mark too.
+//! For each family one rule and one route, for all sandboxes. A rule before it has what the host itself sends,
+//! and its look at the way back (`rp_filter` with `src_valid_mark`), skip that rule: with some settings
+//! (`tcp_fwmark_accept`) the answers of the inspector carry the mark too. A rule can only skip to another one,
+//! so there is one behind that does nothing.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "the kernel's messages have many more attributes than are looked for here"
@@ -13,14 +14,13 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use crate::config::sections::Inspector;
 use crate::netlink::Netlink;
 
-const MAIN_TABLE: u32 = 254;
 const LOOPBACK: &str = "lo";
 
 /// Whose rules and routes these are, and where.
@@ -72,25 +72,28 @@ impl Way {
         Ok(())
     }
 
-    async fn open_one(
-        &self,
-        handle: &Handle,
-        version: IpVersion,
-        route: rtnetlink::packet_route::route::RouteMessage,
-    ) -> io::Result<()> {
+    async fn open_one(&self, handle: &Handle, version: IpVersion, route: RouteMessage) -> io::Result<()> {
         // The route first: a rule without it would lead on to the main table.
         there(handle.route().add(route).replace().execute().await)?;
-        for rule in self.rules() {
+        // The last first, since the first leads there.
+        for rule in self.rules().into_iter().rev() {
             if self.has(handle, version.clone(), &rule).await? {
                 continue;
             }
-            let request = handle.rule().add().priority(rule.priority).table_id(rule.table);
-            let request = request.action(RuleAction::ToTable).fw_mark(self.mark);
-            let mut request = match rule.from_host {
-                true => request.input_interface(LOOPBACK),
-                false => request,
-            };
-            request.message_mut().attributes.push(RuleAttribute::FwMask(self.mask));
+            let mut request = handle.rule().add().priority(rule.priority);
+            let attributes = &mut request.message_mut().attributes;
+            match rule.does {
+                Does::SkipFromHost => {
+                    attributes.push(RuleAttribute::Iifname(LOOPBACK.to_owned()));
+                    attributes.push(RuleAttribute::Goto(self.priority + BEHIND));
+                }
+                Does::Deliver | Does::Nothing => {}
+            }
+            if rule.is_for_mark() {
+                attributes.push(RuleAttribute::FwMark(self.mark));
+                attributes.push(RuleAttribute::FwMask(self.mask));
+            }
+            let request = request.action(rule.action()).table_id(self.table_of(&rule));
             there(match version {
                 IpVersion::V4 => request.v4().execute().await,
                 IpVersion::V6 => request.v6().execute().await,
@@ -111,6 +114,9 @@ impl Way {
                     return Ok(false);
                 }
             }
+            if self.routes(&handle, version).await?.is_empty() {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -129,31 +135,45 @@ impl Way {
                     removed += 1;
                 }
             }
-            let any = match version {
-                IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-                IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-            };
-            let routes: Vec<_> =
-                handle.route().get(any).execute().try_collect().await.map_err(io::Error::other)?;
-            for route in routes {
-                let in_table = route.attributes.iter().any(|attribute| match attribute {
-                    rtnetlink::packet_route::route::RouteAttribute::Table(table) => *table == self.table,
-                    _ => false,
-                });
-                if in_table || u32::from(route.header.table) == self.table {
-                    handle.route().del(route).execute().await.map_err(io::Error::other)?;
-                    removed += 1;
-                }
+            for route in self.routes(&handle, version).await? {
+                handle.route().del(route).execute().await.map_err(io::Error::other)?;
+                removed += 1;
             }
         }
         Ok(removed)
     }
 
-    fn rules(&self) -> [Rule; 2] {
+    fn rules(&self) -> [Rule; 3] {
         [
-            Rule { priority: self.priority, table: MAIN_TABLE, from_host: true },
-            Rule { priority: self.priority + 1, table: self.table, from_host: false },
+            Rule { priority: self.priority, does: Does::SkipFromHost },
+            Rule { priority: self.priority + 1, does: Does::Deliver },
+            Rule { priority: self.priority + BEHIND, does: Does::Nothing },
         ]
+    }
+
+    fn table_of(&self, rule: &Rule) -> u32 {
+        match rule.does {
+            Does::Deliver => self.table,
+            Does::SkipFromHost | Does::Nothing => 0,
+        }
+    }
+
+    /// What is in our table.
+    async fn routes(&self, handle: &Handle, version: IpVersion) -> io::Result<Vec<RouteMessage>> {
+        let any = match version {
+            IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut routes: Vec<RouteMessage> =
+            handle.route().get(any).execute().try_collect().await.map_err(io::Error::other)?;
+        routes.retain(|route| {
+            let named = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Table(table) => Some(*table),
+                _ => None,
+            });
+            named.unwrap_or(u32::from(route.header.table)) == self.table
+        });
+        Ok(routes)
     }
 
     async fn has(&self, handle: &Handle, version: IpVersion, rule: &Rule) -> io::Result<bool> {
@@ -180,18 +200,46 @@ impl Way {
                 _ => {}
             }
         }
-        let loopback = rule.from_host.then_some(LOOPBACK);
-        (priority, mark, mask, table, iface)
-            == (Some(rule.priority), Some(self.mark), Some(self.mask), rule.table, loopback)
+        let loopback = matches!(rule.does, Does::SkipFromHost).then_some(LOOPBACK);
+        let marks = if rule.is_for_mark() { (Some(self.mark), Some(self.mask)) } else { (None, None) };
+        there.header.action == rule.action()
+            && (priority, (mark, mask), table, iface)
+                == (Some(rule.priority), marks, self.table_of(rule), loopback)
     }
 }
 
-/// A routing rule for packets that carry the inspector's mark.
+/// How many places the last rule is behind the first.
+const BEHIND: u32 = 2;
+
+/// A routing rule.
 struct Rule {
     priority: u32,
-    table: u32,
-    /// Only for what this host sends itself.
-    from_host: bool,
+    does: Does,
+}
+
+/// What it does with packets that carry the mark; the last one, with all.
+#[derive(Clone, Copy)]
+enum Does {
+    /// Skips the next rule, for what this host sends itself.
+    SkipFromHost,
+    /// Delivers locally.
+    Deliver,
+    /// Nothing: it is there to be skipped to.
+    Nothing,
+}
+
+impl Rule {
+    const fn action(&self) -> RuleAction {
+        match self.does {
+            Does::SkipFromHost => RuleAction::Goto,
+            Does::Deliver => RuleAction::ToTable,
+            Does::Nothing => RuleAction::Nop,
+        }
+    }
+
+    const fn is_for_mark(&self) -> bool {
+        !matches!(self.does, Does::Nothing)
+    }
 }
 
 fn families() -> Vec<IpVersion> {
@@ -202,8 +250,11 @@ fn families() -> Vec<IpVersion> {
     families
 }
 
+/// Whether loopback has its IPv6 address: not so where IPv6 is not built in, or switched off.
 fn has_ipv6() -> bool {
-    std::path::Path::new("/proc/net/if_inet6").exists()
+    const LOCALHOST: &str = "00000000000000000000000000000001";
+    let addresses = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    addresses.lines().any(|line| line.starts_with(LOCALHOST))
 }
 
 /// What exists already need not be made.

@@ -90,7 +90,10 @@ impl Listener {
     /// # Errors
     /// Without the right to set marks (`CAP_NET_ADMIN`).
     pub fn mark(&self, mark: u32) -> io::Result<()> {
-        [Some(&self.v4), self.v6.as_ref()].into_iter().flatten().try_for_each(|side| side.outbound.0.set_mark(mark))
+        [Some(&self.v4), self.v6.as_ref()]
+            .into_iter()
+            .flatten()
+            .try_for_each(|side| side.outbound.0.set_mark(mark))
     }
 
     /// The socket for IPv4.

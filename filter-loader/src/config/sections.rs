@@ -162,7 +162,7 @@ pub struct Inspector {
     pub marks: Marks,
     /// The routing table by which packets reach it.
     pub table: u32,
-    /// The place of its routing rules among others; the one behind it is used too.
+    /// The place of its routing rules among others; the two behind it are used too.
     pub rule_priority: u32,
 }
 

@@ -106,17 +106,20 @@ impl Core {
             in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
             judged_by: JudgedBy::default(),
         };
+        let sandbox = Arc::new(sandbox);
         // Pins that an interrupted attach left under this name may be of another interface.
         self.kernel.links.detach(sandbox.id.as_str(), "")?;
+        // With its first packet the inspector may be asked what is in force.
+        self.registry.announce(&sandbox);
         let attached = self.put_in_force(&sandbox, 1).and_then(|()| {
             let in_force = sandbox.in_force();
             self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.template.policy))
         });
         if let Err(error) = attached {
+            self.registry.retract(&sandbox);
             self.take_out_of_force(&sandbox, &mut sandbox.in_force())?;
             return Err(error);
         }
-        let sandbox = Arc::new(sandbox);
         self.registry.enter(reservation, sandbox.clone());
         // News of its end may have come before anybody knew it.
         if self.block_on(self.netlink.links()).map_err(host)?.iter().all(|link| link.index != sandbox.ifindex)
@@ -151,7 +154,7 @@ impl Core {
     /// the old one any more.
     ///
     /// # Errors
-    /// The old one is in force then.
+    /// The old one is in force then, unless the message says otherwise.
     pub fn update(&self, request: UpdateRequest) -> Result<Show, ControlError> {
         let sandbox = self.registry.get(&request.id)?;
         let mut policy = Policy::from_value(request.policy, &self.config.defaults.fields)?;
@@ -190,11 +193,22 @@ impl Core {
         in_force.generation = generation;
         let old_lease = in_force.lease.replace(lease);
 
-        self.kernel.policies.wait_grace_period()?;
-        self.cut_revoked(sandbox)?;
-        self.inspection.rejudge(sandbox.tenant);
-        if let Some(old_lease) = old_lease {
-            self.kernel.policies.release(old_lease);
+        let settled = self.kernel.policies.wait_grace_period().map_err(ControlError::from).and_then(|()| {
+            // By the inspector first, who knows the names of what it cuts.
+            self.inspection.rejudge(sandbox.tenant);
+            self.cut_revoked(sandbox)
+        });
+        match (settled, old_lease) {
+            (Ok(()), Some(old_lease)) => self.kernel.policies.release(old_lease),
+            (Ok(()), None) => {}
+            // The old policy keeps its place: packets may still be looking at it.
+            (Err(error), _) => {
+                return Err(ControlError::failed(format!(
+                    "the new policy is in force, but connections that it does not permit may last until their \
+                     next packet: {}",
+                    error.message
+                )));
+            }
         }
         Ok(())
     }
@@ -252,6 +266,8 @@ impl Core {
         // Packets that were under way may still have begun connections.
         self.kernel.policies.wait_grace_period()?;
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
+        // What came to the inspector in between.
+        self.inspection.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         self.kernel.sandboxes.clear(sandbox.slot)?;
         self.kernel.sandboxes.disown(sandbox.ifindex)?;

@@ -23,6 +23,23 @@ pub async fn present(config: &Config, netlink: &Netlink) -> std::io::Result<Guar
 }
 
 impl Core {
+    /// Follows a change of the interfaces' hardware addresses, which the kernel addresses packets for the
+    /// inspector to.
+    ///
+    /// # Errors
+    /// If the host does not say what they are, or the kernel refuses to note it.
+    pub fn follow_interfaces(&self) -> Result<(), ControlError> {
+        let links = self.block_on(self.netlink.links()).map_err(|error| {
+            ControlError::failed(format!("the host does not say what its interfaces are: {error}"))
+        })?;
+        for link in links {
+            if self.registry.on_interface(link.index).is_some() {
+                self.kernel.sandboxes.readdress(link.index, link.mac)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Follows a change of the host's addresses: every sandbox's policy is compiled anew and swapped.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! counted and written down.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use filter_common::ip::{Kind, protocol};
@@ -54,9 +55,21 @@ impl Inspection {
 pub struct Running {
     tell: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    sockets: Vec<(u32, OwnedFd)>,
 }
 
 impl Running {
+    /// Shows its sockets to the kernel: from here on it gets connections. Before that the kernel refuses them.
+    ///
+    /// # Errors
+    /// If the kernel refuses the sockets.
+    pub fn open(&mut self, core: &Core) -> Result<(), ControlError> {
+        for (place, socket) in self.sockets.drain(..) {
+            core.kernel.punts.serve(place, socket)?;
+        }
+        Ok(())
+    }
+
     /// Ends it, and every connection that it has.
     pub async fn stop(self) {
         // Gone or told: both mean to stop.
@@ -65,10 +78,10 @@ impl Running {
     }
 }
 
-/// Starts the inspector and shows its sockets to the kernel. Must be called within the runtime.
+/// Starts the inspector. Must be called within the runtime.
 ///
 /// # Errors
-/// If the kernel refuses the sockets.
+/// If the kernel has no sockets for it.
 pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError> {
     let failed = |what: &'static str| {
         move |error: std::io::Error| {
@@ -91,19 +104,25 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     let forwarder = inspector.forwarder().clone();
 
     let listeners = Listeners::bind().map_err(failed("its sockets"))?;
-    let punts = &core.kernel.punts;
     let mark = config.marks.upstream;
-    for (place, listener) in [(socket::TCP_V4, Some(listeners.v4())), (socket::TCP_V6, listeners.v6())] {
-        let Some(listener) = listener else { continue };
+    for listener in [Some(listeners.v4()), listeners.v6()].into_iter().flatten() {
         // Whatever the inspector says to a sandbox carries the mark too: it is not the host's own.
-        setsockopt(&listener, sockopt::Mark, &mark).map_err(|errno| failed("marking its sockets")(errno.into()))?;
-        punts.serve(place, listener)?;
+        setsockopt(&listener, sockopt::Mark, &mark)
+            .map_err(|errno| failed("marking its sockets")(errno.into()))?;
     }
     let queries = dns::udp::Listener::bind().map_err(failed("its sockets for DNS"))?;
     queries.mark(mark).map_err(failed("marking its sockets"))?;
-    punts.serve(socket::UDP_V4, queries.v4())?;
-    if let Some(v6) = queries.v6() {
-        punts.serve(socket::UDP_V6, v6)?;
+    let places = [
+        (socket::TCP_V4, Some(listeners.v4())),
+        (socket::TCP_V6, listeners.v6()),
+        (socket::UDP_V4, Some(queries.v4())),
+        (socket::UDP_V6, queries.v6()),
+    ];
+    let mut sockets = Vec::new();
+    for (place, there) in places {
+        if let Some(there) = there {
+            sockets.push((place, there.try_clone_to_owned().map_err(failed("its sockets"))?));
+        }
     }
     core.inspection.inspector.get_or_init(|| inspector.clone());
     let (tell, told) = oneshot::channel();
@@ -118,7 +137,7 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
             }
         }
     });
-    Ok(Running { tell, task })
+    Ok(Running { tell, task, sockets })
 }
 
 fn resolver(core: &Core) -> Result<Resolver, ControlError> {
@@ -272,7 +291,10 @@ impl Host for Hosted {
 
     fn tell(&self, tenant: Tenant, event: Event) {
         let Some((core, sandbox)) = self.sandbox(tenant) else { return };
-        if let Happening::Deny = event.happening {
+        // The slot of one that left may be another's by now.
+        if let Happening::Deny = event.happening
+            && sandbox.judged_by.is_anything()
+        {
             core.kernel.tally.count(sandbox.slot, event.reason, event.bytes_out);
         }
         self.told.send(tenant, event);

@@ -120,6 +120,7 @@ impl Core {
             tracing::warn!(sandbox = %sandbox.id, "was not enforced; attaching it anew");
             self.put_in_force(sandbox, generation)?;
         } else {
+            self.kernel.sandboxes.readdress(sandbox.ifindex, sandbox.iface_mac)?;
             // This daemon's programs take the place of the last one's.
             self.kernel.links.attach(sandbox.id.as_str(), &sandbox.iface)?;
             let mut in_force = sandbox.in_force();

@@ -65,6 +65,11 @@ impl JudgedBy {
         *self.write() = [None, None];
     }
 
+    /// Whether anything is.
+    pub fn is_anything(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(Option::is_some)
+    }
+
     /// Those of a generation; or, should that just be over, those that came after it.
     pub fn under(&self, generation: u32) -> Option<Arc<Rules>> {
         let rules = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -179,6 +184,16 @@ impl Registry {
             tenant,
             entered: false,
         })
+    }
+
+    /// Makes a sandbox known by its number alone, which is all that packets and events need.
+    pub fn announce(&self, sandbox: &Arc<Sandbox>) {
+        lock(&self.inner).by_tenant.insert(sandbox.tenant, sandbox.clone());
+    }
+
+    /// Takes an announcement back.
+    pub fn retract(&self, sandbox: &Sandbox) {
+        lock(&self.inner).by_tenant.remove(&sandbox.tenant);
     }
 
     /// Makes a reserved place a sandbox's.

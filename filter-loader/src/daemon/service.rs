@@ -79,20 +79,23 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     let core = Arc::new(Core::new(config, kernel, netlink, state, guard));
 
     let (told, inspected) = events::inspected();
-    let inspector = inspection::start(&core, told)?;
+    let mut inspector = inspection::start(&core, told)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
-    if let Some(rings) = rings {
-        threads.push(
-            cut::start(core.clone(), rings.cuts, stop.clone()).map_err(failed("cannot start a thread"))?,
-        );
-        threads.push(
-            events::start(core.clone(), rings.events, inspected, jsonl.as_deref(), stop.clone())
-                .map_err(failed("cannot write [events].jsonl"))?,
-        );
+    let (cuts, events) = rings.map(|rings| (rings.cuts, rings.events)).unzip();
+    if let Some(cuts) = cuts {
+        // Reconciling may cut connections already.
+        threads.push(cut::start(core.clone(), cuts, stop.clone()).map_err(failed("cannot start a thread"))?);
     }
     let result = async {
         blocking(&core, |core| core.reconcile()).await?;
+        if let Some(events) = events {
+            // Among them those of the time without a daemon, which are somebody's only now.
+            let started = events::start(core.clone(), events, inspected, jsonl.as_deref(), stop.clone());
+            threads.push(started.map_err(failed("cannot write [events].jsonl"))?);
+        }
+        // It can judge nobody before everybody is known.
+        inspector.open(&core)?;
         let listener = Listener::bind(&socket)?;
         let (stop_serving, told) = oneshot::channel::<()>();
         let shutdown = async {
@@ -143,6 +146,11 @@ async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send)
             && let Err(error) = blocking(&core, Core::keep_way_to_inspector).await
         {
             tracing::error!(%error, "connections by name fail");
+        }
+        if burst.iter().any(|change| matches!(change, Change::Link(_) | Change::Missed))
+            && let Err(error) = blocking(&core, Core::follow_interfaces).await
+        {
+            tracing::error!(%error, "cannot follow the interfaces' hardware addresses");
         }
         if burst.iter().any(|change| matches!(change, Change::Addresses | Change::Missed))
             && let Err(error) = blocking(&core, Core::follow_host).await
@@ -269,15 +277,6 @@ pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError
         state.remove(&record.id)?;
         removed.push(format!("sandbox {}", record.id));
     }
-    let pin = lookup_pin(bpffs);
-    if pin.exists() {
-        std::fs::remove_file(&pin).map_err(crate::kernel::pins(&pin))?;
-        removed.push(pin.display().to_string());
-    }
-    match close_way(&config.inspector)? {
-        0 => {}
-        count => removed.push(format!("{count} routing rules and routes")),
-    }
     let mut dirs = vec![maps_dir(bpffs)];
     if let Some((foreign, _)) = foreign_maps(bpffs)? {
         dirs.push(foreign);
@@ -290,6 +289,16 @@ pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError
             removed.push(path.display().to_string());
         }
         dirs.insert(0, links);
+    }
+    // Behind the programs on the interfaces: what these punt must not go anywhere else.
+    let pin = lookup_pin(bpffs);
+    if pin.exists() {
+        std::fs::remove_file(&pin).map_err(crate::kernel::pins(&pin))?;
+        removed.push(pin.display().to_string());
+    }
+    match close_way(&config.inspector)? {
+        0 => {}
+        count => removed.push(format!("{count} routing rules and routes")),
     }
     dirs.push(bpffs.clone());
     for dir in dirs {

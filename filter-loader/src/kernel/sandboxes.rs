@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use filter_common::frame::Mac;
 use filter_common::layout::{Budget, Counters, MAX_SANDBOXES, Sandbox, Throttle, sandbox_place};
 
 use super::{KernelError, map};
@@ -73,6 +74,25 @@ impl Sandboxes {
             maps.sandboxes.set(place, sandbox, 0).map_err(map("SANDBOXES"))
         } else {
             maps.displaced.insert(sandbox.ifindex, sandbox, 0).map_err(map("DISPLACED"))
+        }
+    }
+
+    /// Notes that an interface has another hardware address now. Nothing else of its sandbox changes.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn readdress(&self, ifindex: u32, mac: Mac) -> Result<(), KernelError> {
+        let Some(there) = self.on_interface(ifindex)? else { return Ok(()) };
+        if there.iface_mac == mac {
+            return Ok(());
+        }
+        let sandbox = Sandbox { iface_mac: mac, ..there };
+        let mut maps = self.lock();
+        let place = sandbox_place(ifindex);
+        if maps.sandboxes.get(&place, 0).map_err(map("SANDBOXES"))?.ifindex == ifindex {
+            maps.sandboxes.set(place, sandbox, 0).map_err(map("SANDBOXES"))
+        } else {
+            maps.displaced.insert(ifindex, sandbox, 0).map_err(map("DISPLACED"))
         }
     }
 

@@ -232,7 +232,8 @@ fn late_words_of_the_inspector_open_nothing() {
 #[test]
 fn no_verdict_takes_a_connection_from_the_inspector() {
     each_family(|machine, family| {
-        let (syn, ack) = (tcp(here(family), web(family), SYN, b""), tcp(here(family), web(family), ACK, b"x"));
+        let (syn, ack) =
+            (tcp(here(family), web(family), SYN, b""), tcp(here(family), web(family), ACK, b"x"));
         for class in [Class::Allowed, Class::Unmatched, Class::Denied, Class::Inspected] {
             punted(machine, &syn);
             machine.settle(&key_of(machine, &syn, family), RuleWord::new(class, 0));
