@@ -112,11 +112,21 @@ impl Core {
             let in_force = sandbox.in_force();
             self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.template.policy))
         });
+        let sandbox = Arc::new(sandbox);
         if let Err(error) = attached {
-            self.take_out_of_force(&sandbox, &mut sandbox.in_force())?;
+            let mut in_force = sandbox.in_force();
+            if let Err(left) = self.take_out_of_force(&sandbox, &mut in_force)
+                && in_force.lease.is_some()
+            {
+                // Its place is not free while something of it is in the kernel: it stays until a detach succeeds.
+                self.registry.enter(reservation, sandbox.clone());
+                return Err(ControlError::failed(format!(
+                    "{error}; and what was done cannot be undone: {left}. Detach {} to try again",
+                    sandbox.id
+                )));
+            }
             return Err(error);
         }
-        let sandbox = Arc::new(sandbox);
         self.registry.enter(reservation, sandbox.clone());
         // News of its end may have come before anybody knew it.
         if self.block_on(self.netlink.links()).map_err(host)?.iter().all(|link| link.index != sandbox.ifindex)
@@ -176,6 +186,22 @@ impl Core {
         if in_force.lease.is_none() {
             return Err(ControlError::not_found(&sandbox.id));
         }
+        let old_lease = self.flip(sandbox, in_force, template)?;
+        self.kernel.policies.wait_grace_period()?;
+        self.settle(sandbox, old_lease)
+    }
+
+    /// Puts another policy in force, up to the store after which packets are judged by it. What was in force
+    /// before is returned for [`Self::settle`], a grace period later.
+    ///
+    /// # Errors
+    /// The old one is in force then.
+    pub(super) fn flip(
+        &self,
+        sandbox: &Sandbox,
+        in_force: &mut InForce,
+        template: Arc<Template>,
+    ) -> Result<Option<Lease>, ControlError> {
         let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
         if let Err(error) = self.state.save(&Record::of(sandbox, generation, &template.policy)) {
@@ -188,9 +214,11 @@ impl Core {
         let old = std::mem::replace(&mut in_force.template, template);
         in_force.previous = Some((in_force.generation, old.policy.clone()));
         in_force.generation = generation;
-        let old_lease = in_force.lease.replace(lease);
+        Ok(in_force.lease.replace(lease))
+    }
 
-        self.kernel.policies.wait_grace_period()?;
+    /// Ends what the policy in force no longer permits, and gives back the one before.
+    pub(super) fn settle(&self, sandbox: &Sandbox, old_lease: Option<Lease>) -> Result<(), ControlError> {
         self.cut_revoked(sandbox)?;
         self.inspection.rejudge(sandbox.tenant);
         if let Some(old_lease) = old_lease {
@@ -299,7 +327,7 @@ impl Core {
         let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
         let connections = Connections {
             active: activity.budget.active,
-            limit: policy.limits.egress_connections,
+            limit: policy.limits.egress_connections.min(self.config.limits.egress_ceiling),
             peak: activity.budget.peak,
             refused: activity.budget.refused,
         };
