@@ -11,11 +11,6 @@ const SECOND: u64 = 1_000_000_000;
 /// The odd number behind it is for frames that are to go to the inspector.
 #[unsafe(no_mangle)]
 static INJECT_MARK: Global<u32> = Global::new(0);
-/// The bits of the mark that tell the inspector's own connections, and what they are.
-#[unsafe(no_mangle)]
-static UPSTREAM_MASK: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static UPSTREAM_MARK: Global<u32> = Global::new(1);
 /// Egress connections that no sandbox has more of, whatever its policy says.
 #[unsafe(no_mangle)]
 static EGRESS_CEILING: Global<u32> = Global::new(EGRESS_LIMIT);
@@ -79,11 +74,10 @@ pub fn injected(skb: &Skb) -> Option<Injected> {
     Some(if mark & 1 == 0 { Injected::Plain } else { Injected::Punted })
 }
 
-/// Whether the packet was sent by the inspector in a sandbox's name: whatever it reaches, it does not come
-/// from the host itself.
+/// Whether the packet carries a mark of ours: the inspector sent it, or it answers one that was punted.
 #[inline(always)]
-pub fn is_upstream(skb: &Skb) -> bool {
-    skb.mark() & UPSTREAM_MASK.load() == UPSTREAM_MARK.load()
+pub fn is_inspectors(skb: &Skb) -> bool {
+    skb.mark() & ports::MASK.load() != 0
 }
 
 /// Marks and ports of punted connections.

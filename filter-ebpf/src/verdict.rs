@@ -8,7 +8,7 @@ use filter_common::layout::{FlowKey, PolicyWord, Sandbox, sandbox_flags};
 use filter_common::tcp::Side;
 use filter_common::{Addr, Class, Decision, Reason, RuleWord, icmp, neighbour};
 
-use crate::control::{is_upstream, ports};
+use crate::control::{is_inspectors, ports};
 use crate::flows::{self, Direction, Tracked};
 use crate::skb::Skb;
 use crate::{budget, closed, policy, punt};
@@ -225,6 +225,8 @@ fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Optio
                 let mut rule = flow.rule();
                 if let Class::Inspected = rule.class()
                     && let Some(verdict) = punt::verdict(key)
+                    // Whatever it says, the connection stays with the inspector.
+                    && let Class::Named = verdict.class()
                 {
                     rule = verdict;
                     flow.set_judged(rule, policy.generation());
@@ -322,8 +324,10 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
             deny(Some(packet), Reason::NeighbourClaim)
         };
     }
-    // What the inspector sends in another sandbox's name is that sandbox's, not the host's.
-    let by_host = skb.ingress_ifindex() == 0 && !is_upstream(skb);
+    let from_here = skb.ingress_ifindex() == 0;
+    // What the inspector sends is not the host's own: neither to a sandbox in another one's name, nor in the
+    // name of a destination, should the connection be over that it belongs to.
+    let by_host = from_here && !is_inspectors(skb);
     let Some(key) = FlowKey::of(sandbox.tenant, &packet, Side::Remote) else {
         return match without_connection(skb, sandbox, &packet, policy, by_host) {
             Ok(reason) => Outcome::Pass(reason),
@@ -334,7 +338,7 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
         match flow.direction() {
             Direction::Egress => {
                 // The other end of a punted connection is the inspector, whatever its address says.
-                if decide::belongs_to_inspector(flow.rule()) && !by_host {
+                if decide::belongs_to_inspector(flow.rule()) && !from_here {
                     return deny(Some(packet), Reason::Inbound);
                 }
                 if flow.generation() != policy.generation() && !still_permitted(&flow, policy, packet.src) {
@@ -360,6 +364,8 @@ pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
         // An answer to nothing starts nothing; a reset opens nothing, but may have something to end.
         Kind::EchoReply => return deny(Some(packet), Reason::Inbound),
         Kind::Tcp if packet.is_reset() => return Outcome::Pass(Reason::Reply),
+        // What the inspector still has to say of a connection that is over begins no other one.
+        Kind::Tcp if !packet.is_syn() => return deny(Some(packet), Reason::Inbound),
         Kind::Tcp
         | Kind::Udp
         | Kind::EchoRequest

@@ -119,7 +119,7 @@ impl<H: Host> Connection<H> {
                 Verdict::Deny { reason, rule } => return Err(Refused { reason, rule, generation }),
             };
             let dial = Dial {
-                resolver: &self.shared.resolver,
+                addresses: &self.shared.addresses,
                 guard: &rules.guard,
                 mark: self.shared.settings.upstream_mark,
                 deadline,

@@ -2,13 +2,15 @@
 //! allows by itself; never to one that is guarded.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use filter_common::Reason;
-use filter_policy::Guard;
+use filter_policy::{Guard, Name};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
@@ -18,14 +20,53 @@ use tokio::{
 
 use crate::{resolve::Resolver, rules::Target};
 
+/// How long the addresses of a name are good for another connection, beyond the time that the resolver's own
+/// cache gives them: to ask that cache costs more than the rest of a verdict.
+const MEMORY: Duration = Duration::from_secs(1);
+/// How many names are remembered.
+const NAMES: usize = 1024;
 /// How long an address has before the next one is tried beside it (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Where names lead, asked of the resolver and remembered for a moment.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    resolver: Resolver,
+    recent: Mutex<HashMap<Name, (Instant, Arc<[IpAddr]>)>>,
+}
+
+impl Addresses {
+    /// Those that the resolver finds.
+    pub(crate) fn new(resolver: Resolver) -> Self {
+        Self { resolver, recent: Mutex::default() }
+    }
+
+    async fn of(&self, name: &Name) -> Option<Arc<[IpAddr]>> {
+        if let Some((found, addresses)) = self.recent().get(name)
+            && found.elapsed() < MEMORY
+        {
+            return Some(Arc::clone(addresses));
+        }
+        // A lookup is large and rare; a connection need not have room for it all its life.
+        let addresses: Arc<[IpAddr]> = Box::pin(self.resolver.addresses(name)).await.ok()?.into();
+        let mut recent = self.recent();
+        if recent.len() >= NAMES {
+            recent.clear();
+        }
+        recent.insert(name.clone(), (Instant::now(), Arc::clone(&addresses)));
+        Some(addresses)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, HashMap<Name, (Instant, Arc<[IpAddr]>)>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What a dial needs besides the target.
 #[derive(Clone, Copy)]
 pub(crate) struct Dial<'a> {
     /// Finds the addresses of a name.
-    pub(crate) resolver: &'a Resolver,
+    pub(crate) addresses: &'a Addresses,
     /// Never dialled.
     pub(crate) guard: &'a Guard,
     /// The mark of the sockets, by which the host knows that their packets are nobody's to inspect; 0 for none.
@@ -47,10 +88,10 @@ impl Dial<'_> {
         wanted: SocketAddr,
     ) -> Result<(TcpStream, IpAddr), Reason> {
         let addresses = match target {
-            Target::Address(address) => vec![*address],
-            Target::Name(name) => match timeout_at(self.deadline, self.resolver.addresses(name)).await {
-                Ok(Ok(addresses)) => addresses,
-                Ok(Err(_)) | Err(_) => return Err(Reason::Unresolved),
+            Target::Address(address) => Arc::from([*address]),
+            Target::Name(name) => match timeout_at(self.deadline, self.addresses.of(name)).await {
+                Ok(Some(addresses)) => addresses,
+                Ok(None) | Err(_) => return Err(Reason::Unresolved),
             },
         };
         let allowed = permitted(&addresses, self.guard, wanted.ip());

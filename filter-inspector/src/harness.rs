@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -165,9 +166,14 @@ impl World {
 
     /// A client of a sandbox.
     pub(crate) async fn client_of(&self, tenant: u8) -> TcpStream {
+        self.try_client_of(tenant).await.unwrap()
+    }
+
+    /// A client of a sandbox, unless it is reset before it knows that it is connected.
+    pub(crate) async fn try_client_of(&self, tenant: u8) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from(([127, 0, 1, tenant], 0))).unwrap();
-        soon(socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))).await.unwrap()
+        soon(socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))).await
     }
 
     /// Waits until no connection is open.
@@ -192,7 +198,7 @@ pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Everything until the end.
-pub(crate) async fn read_all(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn read_all(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     soon(stream.read_to_end(&mut all)).await?;
     Ok(all)

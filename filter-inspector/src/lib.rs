@@ -24,6 +24,8 @@ pub mod hello;
 pub mod host;
 pub mod http;
 mod open;
+#[cfg(test)]
+mod open_tests;
 mod pipe;
 mod relay;
 pub mod resolve;

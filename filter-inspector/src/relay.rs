@@ -9,12 +9,15 @@ use std::{
     future::poll_fn,
     io::{self, ErrorKind},
     net::Shutdown,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     task::{Context, Poll, ready},
 };
 
-use nix::sys::socket::{MsgFlags, recv};
+use nix::{
+    libc::{MSG_MORE, MSG_NOSIGNAL},
+    sys::socket::{MsgFlags, recv},
+};
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
@@ -162,15 +165,25 @@ impl<'a> Way<'a> {
         let limit = usize::try_from(self.left).unwrap_or(BUFFER).min(BUFFER);
         with_scratch(|scratch| {
             let scratch = scratch.get_mut(..limit).unwrap_or_default();
-            let count = ready!(poll_read(from, context, scratch)).map_err(|_| Failure::Read)?;
-            let got = scratch.get(..count).unwrap_or_default();
+            let mut count = ready!(poll_read(from, context, scratch)).map_err(|_| Failure::Read)?;
             if count == 0 {
                 self.ended = true;
                 return Poll::Ready(Ok(()));
             }
-            self.left -= count as u64;
             self.bulk = count == BUFFER;
-            let wrote = match to.try_write(got) {
+            // Still readable after a read that emptied the socket: it has ended, most likely. Then the end goes
+            // out in one segment with the last bytes.
+            if count < limit && from.poll_read_ready(context).is_ready() {
+                match try_read(from, scratch.get_mut(count..).unwrap_or_default()) {
+                    Ok(0) => self.ended = true,
+                    Ok(more) => count += more,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => return Poll::Ready(Err(Failure::Read)),
+                }
+            }
+            let got = scratch.get(..count).unwrap_or_default();
+            self.left -= count as u64;
+            let wrote = match if self.ended { try_write_last(to, got) } else { to.try_write(got) } {
                 Ok(wrote) => wrote,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
                 Err(_) => return Poll::Ready(Err(Failure::Write)),
@@ -239,7 +252,6 @@ pub(crate) fn poll_read(
 }
 
 fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    use std::os::fd::AsRawFd;
     let mut got = None;
     let tried = from.try_io(Interest::READABLE, || {
         let count = recv(from.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
@@ -253,6 +265,11 @@ fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+/// Writes what the end of the direction follows upon, which sends it.
+fn try_write_last(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    to.try_io(Interest::WRITABLE, || SockRef::from(to).send_with_flags(bytes, MSG_MORE | MSG_NOSIGNAL))
+}
+
 /// Forwards the end of a direction.
 pub(crate) fn finish(stream: &TcpStream) {
     // An error says that the other end is gone, which the other direction notices.
@@ -262,7 +279,7 @@ pub(crate) fn finish(stream: &TcpStream) {
 /// How a relay ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ending {
-    /// Both directions came to their end.
+    /// Both directions came to their end; the close of the sockets tells those that do not know yet.
     Whole,
     /// The upstream ended and takes no more; what the client still sends is for nobody.
     Unheard,
@@ -293,10 +310,7 @@ pub(crate) async fn relay(
         First::Out(Ok(_)) => {
             finish(upstream);
             match or_gone(&mut back, client).await {
-                Some(Ok(_)) => {
-                    finish(client);
-                    Ending::Whole
-                }
+                Some(Ok(_)) => Ending::Whole,
                 Some(Err(_)) | None => Ending::Broken,
             }
         }
@@ -311,10 +325,7 @@ pub(crate) async fn relay(
         First::Back(Ok(_)) => {
             finish(client);
             match or_gone(&mut out, upstream).await {
-                Some(Ok(_)) => {
-                    finish(upstream);
-                    Ending::Whole
-                }
+                Some(Ok(_)) => Ending::Whole,
                 Some(Err(Failure::Write)) | None => Ending::Unheard,
                 Some(Err(Failure::Read)) => Ending::Broken,
             }

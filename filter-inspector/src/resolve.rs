@@ -2,9 +2,9 @@
 //! forwarder, which wants whatever a sandbox asks for.
 //!
 //! It asks the operator's servers and nobody else: no hosts file, no search list, no multicast. An answer is
-//! believed only if it is one to the filter's own query ([`exchange`]), and of an answer only what is about
-//! the name that was asked for ([`reading`]). Answers are kept for as long as they say, within bounds
-//! ([`cache`]); queries for the same thing at the same time become one. Nothing here knows of sandboxes or
+//! believed only if it is one to the filter's own query (`exchange`), and of an answer only what is about
+//! the name that was asked for (`reading`). Answers are kept for as long as they say, within bounds
+//! (`cache`); queries for the same thing at the same time become one. Nothing here knows of sandboxes or
 //! policies.
 
 mod cache;
@@ -26,14 +26,17 @@ use std::{
 
 use filter_policy::Name;
 use hickory_proto::{
-    op::ResponseCode,
+    op::{Message, ResponseCode},
     rr::{self, Record, RecordType},
 };
 use thiserror::Error;
 
-use self::{cache::Cache, reading::Question, upstream::Upstream};
+use self::{
+    cache::Cache,
+    reading::Question,
+    upstream::{Purpose, Upstream},
+};
 
-pub(crate) use self::upstream::MAX_LOOKUPS;
 pub use self::resolv_conf::NoServers;
 
 /// How long the answer with IPv6 addresses may keep IPv4 addresses waiting that are already there.
@@ -85,6 +88,15 @@ pub struct Answer {
     pub authorities: Vec<Record>,
 }
 
+impl Answer {
+    /// What a message says to a question, as if it were a server's answer to the filter's own query. Pure; for
+    /// those who want to see what becomes of odd messages.
+    pub fn read(name: &rr::Name, kind: RecordType, message: &[u8]) -> Option<Self> {
+        let message = Message::from_vec(message).ok()?;
+        Some(reading::read(&Question::new(name, kind), message, &Settings::default().ttl).answer)
+    }
+}
+
 /// Why a name has no addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum Unresolved {
@@ -114,8 +126,8 @@ impl Resolver {
     pub async fn addresses(&self, name: &Name) -> Result<Vec<IpAddr>, Unresolved> {
         let labels = name.as_str().split('.').map(str::as_bytes);
         let name = rr::Name::from_labels(labels).map_err(|_| Unresolved::NoSuchName)?;
-        let v4 = self.lookup(&name, RecordType::A);
-        let v6 = self.lookup(&name, RecordType::AAAA);
+        let v4 = self.ask(&name, RecordType::A, Purpose::Dialling);
+        let v6 = self.ask(&name, RecordType::AAAA, Purpose::Dialling);
         tokio::pin!(v4, v6);
         // Both are asked at once, but a server that never answers for IPv6 does not hold up IPv4
         // (RFC 8305 section 3). The other way round there might be no route to what was found.
@@ -145,8 +157,12 @@ impl Resolver {
 
     /// What there is of a type at a name; the time that records are good for is what is left of it.
     pub async fn lookup(&self, name: &rr::Name, kind: RecordType) -> Answer {
+        self.ask(name, kind, Purpose::Sandbox).await
+    }
+
+    async fn ask(&self, name: &rr::Name, kind: RecordType, purpose: Purpose) -> Answer {
         let question = Question::new(name, kind);
-        self.0.cache.answer(&question, self.0.upstream.ask(&question)).await
+        self.0.cache.answer(&question, self.0.upstream.ask(&question, purpose)).await
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    dial::Addresses,
     dns::{self, Forwarder},
     connection::{Connection, reset_on_close},
     host::{Event, Flow, Happening, Host, Tenant, Transport},
@@ -34,6 +35,8 @@ use crate::{
 const BACKLOG: i32 = 4096;
 /// The pause after the kernel could not give a connection.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Shorter than the deadlines of connections.
+const TICK: Duration = Duration::from_secs(1);
 /// Descriptors that a connection may have: two sockets, and a pipe.
 const DESCRIPTORS: u64 = 4;
 /// Descriptors that are left to the rest of the process.
@@ -155,7 +158,7 @@ impl<H: Host> Clone for Inspector<H> {
 #[derive(Debug)]
 pub(crate) struct Shared<H> {
     pub(crate) host: Arc<H>,
-    pub(crate) resolver: Resolver,
+    pub(crate) addresses: Addresses,
     pub(crate) forwarder: Forwarder,
     pub(crate) settings: Settings,
     pub(crate) register: Register,
@@ -175,8 +178,8 @@ impl<H: Host> Inspector<H> {
     pub fn new(host: Arc<H>, resolver: Resolver, settings: Settings) -> Self {
         let register = Register::new(settings.max_connections);
         let forwarder = Forwarder::new(resolver.clone());
-        let pipes = Pipes::default();
-        Self { shared: Arc::new(Shared { host, resolver, forwarder, settings, register, pipes }) }
+        let (addresses, pipes) = (Addresses::new(resolver), Pipes::default());
+        Self { shared: Arc::new(Shared { host, addresses, forwarder, settings, register, pipes }) }
     }
 
     /// Serves until `shutdown` is ready. Then whatever is open is reset.
@@ -188,6 +191,7 @@ impl<H: Host> Inspector<H> {
         for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
             accepting.spawn(self.clone().accept(TcpListener::from_std(listener)?));
         }
+        accepting.spawn(tick());
         shutdown.await;
         accepting.shutdown().await;
         self.shared.register.end_all();
@@ -319,6 +323,14 @@ async fn serve_dns<H: Host>(mut connection: Connection<H>) {
     let (host, forwarder) = (Arc::clone(&connection.shared.host), connection.shared.forwarder.clone());
     // Whatever became of the connection, it is over.
     let _ = dns::tcp::serve(&mut connection.client, flow, tenant, host, forwarder).await;
+}
+
+/// Has a timer due soon, always. A runtime without one wakes itself up for each deadline that is set, which is
+/// a call for each connection.
+async fn tick() {
+    loop {
+        time::sleep(TICK).await;
+    }
 }
 
 /// A descriptor to give up when there is no other.

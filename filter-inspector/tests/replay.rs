@@ -1,4 +1,5 @@
 //! Replays the seeds of the fuzz targets, and every input that one of them ever failed on.
+#![expect(clippy::unwrap_used, reason = "a test panics to fail")]
 
 use std::{fs, path::Path};
 

@@ -62,8 +62,9 @@ impl Way {
         for (version, route) in [(IpVersion::V4, v4), (IpVersion::V6, v6)] {
             let made = self.open_one(&handle, version.clone(), route).await;
             match made {
-                Err(error) if matches!(version, IpVersion::V6) && !has_ipv6() => {
-                    tracing::info!(%error, "no IPv6 here");
+                // Compiled without it, or switched off. Without the way such packets have no hop left.
+                Err(error) if matches!(version, IpVersion::V6) => {
+                    tracing::warn!(%error, "connections by name over IPv6 are refused");
                 }
                 made => made?,
             }

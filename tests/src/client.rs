@@ -163,7 +163,7 @@ fn unspecified_like(address: IpAddr) -> IpAddr {
     }
 }
 
-fn parse_answer(answer: &[u8]) -> io::Result<HttpAnswer> {
+pub fn parse_answer(answer: &[u8]) -> io::Result<HttpAnswer> {
     let text = String::from_utf8_lossy(answer);
     let parsed = text.split_once("\r\n\r\n").and_then(|(head, body)| {
         let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;

@@ -29,8 +29,12 @@ mod recording;
 mod sandbox;
 mod server;
 mod sys;
+mod talk;
 mod tap;
+mod tls;
 mod topology;
+mod web;
+mod workers;
 mod zone;
 
 pub use capture::{Capture, Count, Flow};
@@ -44,9 +48,16 @@ pub use process::Process;
 pub use recording::{Recording, finish_checksum};
 pub use sandbox::Sandbox;
 pub use server::{Accepted, Server, Service};
+pub use talk::{Ending, Heard, Talk};
 pub use tap::Tap;
+pub use tls::{Ca, TlsClient, TlsServer, TlsService, TlsSession};
 pub use topology::{Topology, TopologyBuilder};
-pub use zone::Zone;
+pub use web::{WebRequest, WebServer};
+pub use workers::pattern;
+pub use zone::{Asked, Behaviour, Forgery, Zone};
+
+/// For DNS messages that no resolver would send.
+pub use hickory_proto;
 
 /// For frames that no socket would send.
 pub use etherparse;

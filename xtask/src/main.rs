@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod lint;
 mod test;
 mod tool;
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Args),
     /// Check formatting, lints, licences and sources of dependencies
     Lint,
+    /// Run a parser of the inspector against inputs that nobody thought of (installs a C++ compiler where missing)
+    Fuzz(fuzz::Args),
     /// Show the filter at work in network namespaces of its own, in half a minute (needs root: asks sudo)
     Demo(demo::Args),
     /// Measure the filter against no filter and nftables (needs root: asks sudo)
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build_ebpf::run().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -16,7 +16,17 @@ struct Tier {
 const TIERS: &[Tier] = &[
     Tier {
         name: "unit and property tests",
-        what: &["-p", "filter-common", "-p", "filter-policy", "-p", "xtask", "--all-targets"],
+        what: &[
+            "-p",
+            "filter-common",
+            "-p",
+            "filter-policy",
+            "-p",
+            "filter-inspector",
+            "-p",
+            "xtask",
+            "--all-targets",
+        ],
     },
     Tier { name: "loader", what: &["-p", "filter-loader", "--lib", "--bins"] },
     Tier { name: "packet fixtures, verifier, memory, layout", what: &["-p", "filter-loader", "--test", "*"] },
@@ -33,7 +43,7 @@ pub struct Args {
 /// Runs all tiers, also when one fails, and says which did.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runner = root_runner()?;
-    ensure_tools()?;
+    tool::ensure(TOOLS, "`cargo xtask test`")?;
     crate::build_ebpf::run()?;
     tool::run(
         Command::new("cargo").current_dir(tool::root()).args(["build", "-p", "filter-loader"]),
@@ -68,32 +78,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Tools that tests look at the kernel with, and the Debian packages that have them.
 const TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("tc", "iproute2"), ("bpftool", "bpftool")];
-
-/// Installs what is missing, where there is a way to.
-fn ensure_tools() -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| !exists(tool)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
-    let advice = format!("the tests need {}; install them by hand", packages.join(", "));
-    if !nix::unistd::geteuid().is_root() || !exists("apt-get") {
-        bail!("{advice}");
-    }
-    eprintln!("Installing {}.", packages.join(", "));
-    tool::run(Command::new("apt-get").args(["update", "-qq"]), &advice)?;
-    let mut install = Command::new("apt-get");
-    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-    tool::run(&mut install, &advice)
-}
-
-/// Whether there is a program of this name; `sbin` is not in everybody's path.
-fn exists(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(tool).is_file())
-}
 
 /// What makes cargo start each test as root: nothing is built as root, and nothing but tests runs so.
 fn root_runner() -> Result<Option<(String, String)>> {

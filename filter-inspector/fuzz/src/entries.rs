@@ -5,7 +5,12 @@
 
 use std::io::Cursor;
 
+use filter_inspector::dns::{
+    answer,
+    query::{self, Parsed},
+};
 use filter_inspector::hello::{BadHello, ClientHello, HelloReader};
+use filter_inspector::host::Transport;
 use filter_inspector::http::{
     body::{BadChunk, Chunked},
     request::{self, Body, Method, Request, RequestReader},
@@ -23,6 +28,7 @@ pub const ENTRIES: &[Entry] = &[
     ("response", response),
     ("chunked", chunked),
     ("name", name),
+    ("dns", dns),
 ];
 
 /// A client's first bytes.
@@ -115,10 +121,7 @@ pub fn response(input: &[u8]) {
     let mut theirs = httparse::Response::new(&mut fields);
     let mut config = httparse::ParserConfig::default();
     config.allow_obsolete_multiline_headers_in_responses(true);
-    assert_eq!(
-        config.parse_response(&mut theirs, head),
-        Ok(httparse::Status::Complete(response.head_len))
-    );
+    assert_eq!(config.parse_response(&mut theirs, head), Ok(httparse::Status::Complete(response.head_len)));
     assert_eq!((theirs.version.is_some(), theirs.code), (true, Some(response.status)));
 }
 
@@ -151,7 +154,9 @@ fn follow(input: &[u8], piece: usize, skip: bool) -> Result<(usize, bool), BadCh
 /// Reads the chunks with another parser's eyes; `None` where its end is not the input's.
 fn decoded(mut body: &[u8]) -> Option<()> {
     loop {
-        let Ok(httparse::Status::Complete((line, size))) = httparse::parse_chunk_size(body) else { return None };
+        let Ok(httparse::Status::Complete((line, size))) = httparse::parse_chunk_size(body) else {
+            return None;
+        };
         body = body.get(line..)?;
         if size == 0 {
             break;
@@ -174,6 +179,26 @@ pub fn name(input: &[u8]) {
         assert_eq!(named, filter_inspector::authority::parse(format!("{text}.:80").as_bytes(), 80));
         assert!(text.len() <= 253 && text.bytes().all(|byte| !byte.is_ascii_uppercase()));
         assert!(text.parse::<std::net::IpAddr>().is_err());
+    }
+}
+
+/// What a sandbox asks a resolver.
+pub fn dns(input: &[u8]) {
+    match query::parse(input) {
+        Parsed::Nothing => {}
+        Parsed::Rejected(header, code) => {
+            let answer = answer::write_bare(&header, code).unwrap();
+            assert_eq!((answer.len(), &answer[..2]), (12, &input[..2]));
+        }
+        Parsed::Query(query) => {
+            if let Some(name) = query.host() {
+                assert_eq!(Name::parse(name.as_str()), Ok(name));
+            }
+            for (over, room) in [(Transport::Udp, query.payload()), (Transport::Tcp, u16::MAX)] {
+                let answer = answer::write(&query, answer::minimal(&query), over).unwrap();
+                assert!(answer.len() <= room.into() && answer[..2] == input[..2] && answer[2] & 0x80 != 0);
+            }
+        }
     }
 }
 

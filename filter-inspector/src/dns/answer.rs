@@ -85,8 +85,8 @@ pub fn empty(rcode: ResponseCode) -> Answer {
     Answer { rcode, answers: Vec::new(), authorities: Vec::new() }
 }
 
-/// Writes the answer to a query. What does not fit is left out whole and said to be missing (TC), so that
-/// the asker comes back over TCP.
+/// Writes the answer to a query. What does not fit into a datagram is left out whole and said to be missing
+/// (TC), so that the asker comes back over TCP. `None`: it does not fit there either.
 pub fn write(query: &Query, answer: Answer, over: Transport) -> Option<Vec<u8>> {
     let room = match over {
         Transport::Udp => query.payload().min(MAX_DATAGRAM),
@@ -105,9 +105,10 @@ pub fn write(query: &Query, answer: Answer, over: Transport) -> Option<Vec<u8>> 
     message.answers = answers;
     message.authorities = authorities;
     match message.to_vec() {
-        // The writer sets TC where 64 KiB are not enough, and then there is half an answer.
+        // The writer stops at 64 KiB and sets TC, and then there is half an answer.
         Ok(bytes) if bytes.len() <= room.into() && !is_truncated(&bytes) => Some(bytes),
-        _ => message.truncate().to_vec().ok(),
+        Ok(_) | Err(_) if over == Transport::Udp => message.truncate().to_vec().ok(),
+        Ok(_) | Err(_) => None,
     }
 }
 

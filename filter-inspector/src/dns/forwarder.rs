@@ -10,6 +10,7 @@ use super::{
     answer,
     load::{Load, Place},
     query::{self, Parsed, Query, Verdict},
+    tally::Tally,
 };
 use crate::{
     host::{Event, Flow, Happening, Host, Tenant, Transport},
@@ -22,6 +23,7 @@ use crate::{
 pub struct Forwarder {
     resolver: Resolver,
     load: Load,
+    tally: Tally,
 }
 
 /// The answer to a query.
@@ -40,7 +42,12 @@ pub struct Reply {
 impl Forwarder {
     /// A forwarder that asks this resolver.
     pub fn new(resolver: Resolver) -> Self {
-        Self { resolver, load: Load::default() }
+        Self { resolver, load: Load::default(), tally: Tally::default() }
+    }
+
+    /// How many answers there were, each code with its name in metrics.
+    pub fn tally(&self) -> impl Iterator<Item = (ResponseCode, &'static str, u64)> {
+        self.tally.counts()
     }
 
     /// A place for another query of the sandbox; `None` if it, or all sandboxes together, have as many as
@@ -50,26 +57,30 @@ impl Forwarder {
     }
 
     /// The answer to one query too many, at once: an asker that hears nothing would wait and ask again.
-    pub fn busy(query: &[u8], over: Transport) -> Option<Reply> {
-        without_asking(query, over, ResponseCode::ServFail, Ok(()))
+    pub fn busy(&self, query: &[u8], over: Transport) -> Option<Reply> {
+        let reply = without_asking(query, over, ResponseCode::ServFail, Ok(()))?;
+        self.tally.count(reply.rcode);
+        Some(reply)
     }
 
     /// Answers a sandbox's query by the rules in force at this moment, and has a refusal told. `None`: there
     /// is nothing to be said, or nobody left to say it to.
     pub async fn serve(
         &self,
-        _place: Place,
+        place: &Place,
         query: &[u8],
         flow: &Flow,
         tenant: Tenant,
         host: &impl Host,
     ) -> Option<Reply> {
+        let Some(_turn) = place.turn().await else { return self.busy(query, flow.transport) };
         let rules = host.rules(tenant)?;
         let reply = if is_open(&rules, flow) {
             self.answer(query, flow.transport, &rules).await?
         } else {
             without_asking(query, flow.transport, ResponseCode::Refused, Err(Reason::DnsRefused))?
         };
+        self.tally.count(reply.rcode);
         if let Err(reason) = reply.decision {
             host.tell(tenant, refusal(reason, &rules, flow, &reply, query.len()));
         }
@@ -121,7 +132,13 @@ fn without_asking(
 
 fn reply(query: &Query, answer: Answer, over: Transport, decision: Result<(), Reason>) -> Option<Reply> {
     let rcode = answer.rcode;
-    let bytes = answer::write(query, answer, over)?;
+    let (bytes, rcode) = match answer::write(query, answer, over) {
+        Some(bytes) => (bytes, rcode),
+        None => {
+            let failure = answer::empty(ResponseCode::ServFail);
+            (answer::write(query, failure, over)?, ResponseCode::ServFail)
+        }
+    };
     Some(Reply { bytes, name: query.host(), decision, rcode })
 }
 

@@ -3,15 +3,25 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use crate::{host::Tenant, resolve::MAX_LOOKUPS};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
+use crate::host::Tenant;
+
+/// Of all sandboxes. It bounds the memory; what the resolver asks at once is bounded there.
+pub(super) const TOTAL: usize = 4096;
 /// Of one sandbox, over UDP and all of its connections.
-pub(super) const PER_SANDBOX: usize = 128;
-/// Of all. What may wait for a server is more, so that the dialler finds room when sandboxes ask for all
-/// that they may.
-pub(super) const TOTAL: usize = MAX_LOOKUPS / 4 * 3;
+pub(super) const PER_SANDBOX: usize = 256;
+/// Of these, how many may be with the resolver. The rest wait for them: names that nobody answers for keep
+/// only the sandbox waiting that asks for them.
+const AT_ONCE: usize = 32;
+/// How long they wait, as long as a lookup may take.
+const WAIT: Duration = Duration::from_secs(4);
 
 /// The queries that are being answered.
 #[derive(Clone, Debug, Default)]
@@ -20,28 +30,41 @@ pub(super) struct Load(Arc<Mutex<Counts>>);
 #[derive(Debug, Default)]
 struct Counts {
     total: usize,
-    by_tenant: HashMap<Tenant, usize>,
+    by_tenant: HashMap<Tenant, Share>,
 }
 
-/// A place among the queries that are being answered; it is free again when this is dropped.
+/// What a sandbox has of it.
+#[derive(Debug)]
+struct Share {
+    count: usize,
+    turns: Arc<Semaphore>,
+}
+
+/// A place among the queries that are being answered; it is free again when this is dropped, which is once
+/// the answer is sent.
 #[derive(Debug)]
 pub struct Place {
     load: Load,
     tenant: Tenant,
+    turns: Arc<Semaphore>,
 }
 
 impl Load {
     /// `None`: the sandbox, or all of them, have as many as they may.
     pub(super) fn enter(&self, tenant: Tenant) -> Option<Place> {
         let mut counts = self.counts();
-        let own = counts.by_tenant.get(&tenant).copied().unwrap_or(0);
-        if own >= PER_SANDBOX || counts.total >= TOTAL {
+        if counts.total >= TOTAL {
             return None;
         }
+        let share = counts.by_tenant.entry(tenant).or_default();
+        if share.count >= PER_SANDBOX {
+            return None;
+        }
+        share.count += 1;
+        let turns = Arc::clone(&share.turns);
         counts.total += 1;
-        counts.by_tenant.insert(tenant, own + 1);
         drop(counts);
-        Some(Place { load: self.clone(), tenant })
+        Some(Place { load: self.clone(), tenant, turns })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -50,15 +73,31 @@ impl Load {
     }
 }
 
+impl Default for Share {
+    fn default() -> Self {
+        Self { count: 0, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+}
+
+impl Place {
+    /// Waits until it is this query's turn among those of its sandbox; it lasts until what is returned is
+    /// dropped. `None`: it never came.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        timeout(WAIT, Arc::clone(&self.turns).acquire_owned()).await.ok()?.ok()
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.load.counts();
         counts.total = counts.total.saturating_sub(1);
-        match counts.by_tenant.get(&self.tenant).copied() {
-            Some(own) if own > 1 => counts.by_tenant.insert(self.tenant, own - 1),
+        if let Some(share) = counts.by_tenant.get_mut(&self.tenant) {
+            share.count = share.count.saturating_sub(1);
             // A sandbox that is gone leaves nothing behind.
-            _ => counts.by_tenant.remove(&self.tenant),
-        };
+            if share.count == 0 {
+                counts.by_tenant.remove(&self.tenant);
+            }
+        }
     }
 }
 
@@ -84,5 +123,19 @@ mod tests {
         assert_eq!(places.len(), TOTAL);
         drop(places);
         assert!(load.enter(9).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_of_one_sandbox_do_not_concern_another() {
+        let load = Load::default();
+        let places: Vec<_> = (0..=AT_ONCE).map(|_| load.enter(1).unwrap()).collect();
+        let mut turns = Vec::new();
+        for place in &places[..AT_ONCE] {
+            turns.push(place.turn().await.unwrap());
+        }
+        assert!(places[AT_ONCE].turn().await.is_none());
+        assert!(load.enter(2).unwrap().turn().await.is_some());
+        turns.pop();
+        assert!(places[AT_ONCE].turn().await.is_some());
     }
 }

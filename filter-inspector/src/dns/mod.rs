@@ -9,6 +9,7 @@ pub mod answer;
 mod forwarder;
 mod load;
 pub mod query;
+mod tally;
 pub mod tcp;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Queries of every kind, byte by byte.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -17,17 +19,13 @@ fn with(additional: &[&[u8]]) -> Vec<u8> {
 }
 
 fn query(bytes: &[u8]) -> Query {
-    match parse(bytes) {
-        Parsed::Query(query) => query,
-        other => panic!("{other:?}"),
-    }
+    let Parsed::Query(query) = parse(bytes) else { panic!("no query: {bytes:?}") };
+    query
 }
 
 fn code(bytes: &[u8]) -> ResponseCode {
-    match parse(bytes) {
-        Parsed::Rejected(_, code) => code,
-        other => panic!("{other:?}"),
-    }
+    let Parsed::Rejected(_, code) = parse(bytes) else { panic!("not rejected: {bytes:?}") };
+    code
 }
 
 /// The plain query with some bytes replaced.
@@ -53,7 +51,7 @@ fn a_query_is_read() {
     let read = query(PLAIN);
     assert_eq!((read.header.id, read.header.opcode, read.class), (0x1234, 0, 1));
     assert!(read.header.recursion_desired && !read.header.checking_disabled);
-    assert!(read.name.eq_case(&"WwW.allowed.test.".parse().unwrap()));
+    assert!(read.name.eq_case(&rr::Name::from_ascii("WwW.allowed.test.").unwrap()));
     assert_eq!((read.kind, read.edns, read.payload()), (RecordType::A, None, 512));
     assert_eq!(read.host().unwrap().as_str(), "www.allowed.test");
 }
@@ -156,7 +154,38 @@ fn names_are_hosts_only_if_they_can_be_read_in_one_way() {
     assert_eq!(host(&[]), None);
 }
 
+/// Rules that allow `allowed.test` and what is below `wild.test`, in mode strict.
+fn strict() -> Rules {
+    let policy = serde_json::json!({
+        "allowOut": ["allowed.test", "*.wild.test"], "denyOut": ["0.0.0.0/0"], "dns": {"mode": "strict"}
+    });
+    let policy = filter_policy::Policy::from_value(policy, &filter_policy::Defaults::default()).unwrap();
+    let guard = filter_policy::Guard::default();
+    Rules {
+        generation: 1,
+        names: Arc::new(filter_policy::Matcher::new(&policy)),
+        compiled: Arc::new(filter_policy::compile(&policy, &guard)),
+        policy: Arc::new(policy),
+        guard: Arc::new(guard),
+    }
+}
+
 proptest! {
+    #[test]
+    fn strict_lets_out_nothing_but_what_is_allowed_label_by_label(
+        labels in proptest::collection::vec(
+            proptest::sample::select(vec!["allowed", "Test", "test", "wild", "evil", "a.wild", "wild.test", "*", "a\0", "x-1", "_s", "."]),
+            0..5,
+        )
+    ) {
+        let bytes: Vec<&[u8]> = labels.iter().map(|label| label.as_bytes()).collect();
+        let lower: Vec<_> = labels.iter().map(|label| label.to_lowercase()).collect();
+        let plain = lower.iter().all(|label| !label.contains(['.', '*', '\0']));
+        let allowed = lower == ["allowed", "test"] || (lower.len() > 2 && lower.ends_with(&["wild".into(), "test".into()]));
+        let verdict = query(&named(&bytes)).judge(&strict());
+        prop_assert_eq!(verdict == Verdict::Ask, plain && allowed, "{:?}", labels);
+    }
+
     #[test]
     fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         parse(&bytes);

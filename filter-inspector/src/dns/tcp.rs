@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Forwarder, Reply};
+use super::{Forwarder, Place, Reply};
 use crate::host::{Flow, Host, Tenant};
 
 /// How long a connection may be without a whole query or an answer. Bytes that trickle do not count.
@@ -35,7 +35,8 @@ pub async fn serve(
     forwarder: Forwarder,
 ) -> io::Result<()> {
     let mut inbox = Inbox::default();
-    let mut answering: JoinSet<Option<Reply>> = JoinSet::new();
+    // An answer that nobody reads keeps its place, so that a sandbox cannot pile them up.
+    let mut answering: JoinSet<Option<(Reply, Option<Place>)>> = JoinSet::new();
     let mut queries = 0;
     let mut open = true;
     let mut end = Instant::now() + IDLE;
@@ -45,12 +46,14 @@ pub async fn serve(
             queries += 1;
             end = Instant::now() + IDLE;
             let (host, forwarder) = (Arc::clone(&host), forwarder.clone());
-            match forwarder.admit(tenant) {
-                Some(place) => answering.spawn(async move {
-                    forwarder.serve(place, &query, &flow, tenant, host.as_ref()).await
-                }),
-                None => answering.spawn(async move { Forwarder::busy(&query, flow.transport) }),
-            };
+            let place = forwarder.admit(tenant);
+            answering.spawn(async move {
+                let reply = match &place {
+                    Some(place) => forwarder.serve(place, &query, &flow, tenant, host.as_ref()).await,
+                    None => forwarder.busy(&query, flow.transport),
+                };
+                reply.map(|reply| (reply, place))
+            });
         }
         let reads = open && queries < MAX_QUERIES && answering.len() < PIPELINE;
         if !reads && answering.is_empty() {
@@ -58,7 +61,7 @@ pub async fn serve(
         }
         tokio::select! {
             Some(reply) = answering.join_next() => match reply {
-                Ok(Some(reply)) => {
+                Ok(Some((reply, _place))) => {
                     timeout(IDLE, write(&mut stream, &reply.bytes)).await??;
                     end = Instant::now() + IDLE;
                 }

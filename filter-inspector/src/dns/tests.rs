@@ -1,4 +1,5 @@
 //! From the bytes of a query to the bytes of its answer, with a server on loopback behind it.
+#![expect(clippy::wildcard_enum_match_arm, reason = "record types are without number")]
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -22,12 +23,18 @@ use hickory_proto::{
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::{Forwarder, Reply, answer::MAX_DATAGRAM, load, tcp};
+use super::{
+    Forwarder, Reply,
+    answer::{self, MAX_DATAGRAM},
+    load,
+    query::{self, Parsed},
+    tcp,
+};
 use crate::{
     harness::Table,
     host::{Flow, Happening, Transport},
     resolve::{
-        Resolver, Settings,
+        Answer, Resolver, Settings,
         fake::{Asked, Fake, a, alias},
     },
     rules::Rules,
@@ -55,10 +62,18 @@ fn forwarder(server: &Fake) -> Forwarder {
     Forwarder::new(Resolver::new(&settings).unwrap())
 }
 
+/// A name in the case in which it is written; with `|` between its labels where they have odd bytes.
+fn wire(name: &str) -> Name {
+    if name.contains('|') {
+        return Name::from_labels(name.split('|').map(str::as_bytes)).unwrap();
+    }
+    Name::from_ascii(name).unwrap()
+}
+
 fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(name.parse().unwrap(), kind));
+    message.add_query(Query::query(wire(name), kind));
     message
 }
 
@@ -104,18 +119,23 @@ async fn strict_asks_nobody_for_names_that_no_rule_allows() {
         (".", RecordType::NS),
         ("1.2.0.192.in-addr.arpa.", RecordType::PTR),
         ("evil.test.", RecordType::ANY),
-        ("a\\.wild.test.", RecordType::A),
-        ("a\\.b.wild.test.", RecordType::A),
-        ("*.wild.test.", RecordType::A),
-        ("a\\000.wild.test.", RecordType::A),
-        ("allowed.test\\.evil.", RecordType::A),
+        ("a.wild|test", RecordType::A),
+        ("a.|wild|test", RecordType::A),
+        ("*|wild|test", RecordType::A),
+        ("a\0|wild|test", RecordType::A),
+        ("allowed.test|evil", RecordType::A),
+        ("allowed|test\0", RecordType::A),
     ] {
         for over in [Transport::Udp, Transport::Tcp] {
             let reply = ask(&server, "strict", &query(name, kind), over).await;
-            assert_eq!((reply.decision, reply.rcode), (Err(Reason::DnsRefused), ResponseCode::Refused), "{name}");
+            assert_eq!(
+                (reply.decision, reply.rcode),
+                (Err(Reason::DnsRefused), ResponseCode::Refused),
+                "{name}"
+            );
             let message = read(&reply);
             assert!(message.answers.is_empty() && message.authorities.is_empty());
-            assert_eq!(message.queries[0].name, name.parse().unwrap());
+            assert_eq!(message.queries[0].name, wire(name));
         }
     }
     assert_eq!(server.asked().len(), 0);
@@ -136,13 +156,13 @@ async fn strict_asks_for_names_that_a_rule_allows() {
 #[tokio::test]
 async fn open_asks_for_every_name_that_dns_has() {
     let server = Fake::plain().await;
-    let names = ["evil.test.", ".", "_x._tcp.evil.test.", "1.2.0.192.in-addr.arpa.", "a\\.b\\000\\255.test."];
+    let names = ["evil.test.", ".", "_x._tcp.evil.test.", "1.2.0.192.in-addr.arpa.", "a.b\0ü|test"];
     for (count, name) in names.iter().enumerate() {
         let answer = ask_open(&server, &query(name, RecordType::A)).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::NoError, "{name}");
         assert_eq!(answer.answers.len(), 1);
         assert_eq!(server.asked().len(), count + 1);
-        assert_eq!(*server.asked()[count].name(), name.parse::<Name>().unwrap());
+        assert_eq!(*server.asked()[count].name(), wire(name));
     }
 }
 
@@ -157,7 +177,11 @@ async fn transfers_and_other_questions_about_no_data_are_refused() {
         let mut query = query("version.bind.", RecordType::TXT);
         query.queries[0].query_class = class;
         let reply = ask(&server, "open", &query, Transport::Udp).await;
-        assert_eq!((reply.decision, reply.rcode), (Err(Reason::DnsRefused), ResponseCode::Refused), "{class}");
+        assert_eq!(
+            (reply.decision, reply.rcode),
+            (Err(Reason::DnsRefused), ResponseCode::Refused),
+            "{class}"
+        );
         assert_eq!(read(&reply).queries, query.queries);
     }
     assert_eq!(server.asked().len(), 0);
@@ -257,7 +281,8 @@ async fn nothing_of_edns_goes_through_in_either_direction() {
 async fn answers_fit_or_are_truncated() {
     // 20 bytes each, behind 30 of header and question and 11 of OPT.
     fn many(asked: &Asked) -> Vec<Vec<u8>> {
-        let count = asked.name().iter().next().unwrap()[1..].iter().fold(0u32, |n, b| n * 10 + u32::from(b - b'0'));
+        let count =
+            asked.name().iter().next().unwrap()[1..].iter().fold(0u32, |n, b| n * 10 + u32::from(b - b'0'));
         let record = |number: u32| a(&asked.name().to_string(), 9, number.to_be_bytes().map(|byte| byte | 1));
         let mut reply = asked.reply(ResponseCode::NoError);
         reply.answers = (0..count).map(record).collect();
@@ -278,7 +303,7 @@ async fn answers_fit_or_are_truncated() {
         (40, Some(4096), Transport::Udp, true),
         (100, Some(4096), Transport::Udp, false),
         (100, Some(512), Transport::Tcp, true),
-        (4000, None, Transport::Tcp, true),
+        (2000, None, Transport::Tcp, true),
     ] {
         let name = format!("n{count}.test.");
         let query = match payload {
@@ -307,11 +332,17 @@ async fn keys_that_hide_names_are_taken_out_and_the_rest_stays() {
         let mandatory = [SvcParamKey::Alpn, SvcParamKey::EchConfigList];
         let (v4, v6) = addresses(hidden);
         let mut parameters = vec![
-            (SvcParamKey::Mandatory, SvcParamValue::Mandatory(Mandatory(mandatory[..if ech { 2 } else { 1 }].to_vec()))),
+            (
+                SvcParamKey::Mandatory,
+                SvcParamValue::Mandatory(Mandatory(mandatory[..if ech { 2 } else { 1 }].to_vec())),
+            ),
             (SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h2".into(), "h3".into()]))),
             (SvcParamKey::Port, SvcParamValue::Port(8443)),
             (SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(v4))),
-            (SvcParamKey::EchConfigList, SvcParamValue::EchConfigList(EchConfigList(b"\0\x04\xfe\x0d\0\0".to_vec()))),
+            (
+                SvcParamKey::EchConfigList,
+                SvcParamValue::EchConfigList(EchConfigList(b"\0\x04\xfe\x0d\0\0".to_vec())),
+            ),
             (SvcParamKey::Ipv6Hint, SvcParamValue::Ipv6Hint(IpHint(v6))),
             (SvcParamKey::Key(65400), SvcParamValue::Unknown(Unknown(vec![1, 2]))),
         ];
@@ -320,7 +351,8 @@ async fn keys_that_hide_names_are_taken_out_and_the_rest_stays() {
     };
     let only = |value: Vec<(SvcParamKey, SvcParamValue)>| SVCB::new(2, Name::root(), value);
     let ech = (SvcParamKey::EchConfigList, SvcParamValue::EchConfigList(EchConfigList(b"\0\0".to_vec())));
-    let needs = (SvcParamKey::Mandatory, SvcParamValue::Mandatory(Mandatory(vec![SvcParamKey::EchConfigList])));
+    let needs =
+        (SvcParamKey::Mandatory, SvcParamValue::Mandatory(Mandatory(vec![SvcParamKey::EchConfigList])));
     let guarded = (SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(vec![A::new(169, 254, 169, 254)])));
     let before = [service(true, true), only(vec![needs, guarded, ech])];
     let after = [service(false, false), only(vec![])];
@@ -329,17 +361,22 @@ async fn keys_that_hide_names_are_taken_out_and_the_rest_stays() {
             RecordType::HTTPS => RData::HTTPS(HTTPS(service)),
             _ => RData::SVCB(service),
         };
-        let records = before.clone().map(|service| Record::from_rdata(asked.name().clone(), 9, record(service)));
+        let records =
+            before.clone().map(|service| Record::from_rdata(asked.name().clone(), 9, record(service)));
         vec![asked.answer(records.to_vec())]
     })
     .await;
     for kind in [RecordType::HTTPS, RecordType::SVCB] {
         let answer = ask_open(&server, &with_edns("allowed.test.", kind, 1232)).await;
-        let found: Vec<_> = answer.answers.iter().map(|record| match &record.data {
-            RData::HTTPS(https) => https.0.clone(),
-            RData::SVCB(svcb) => svcb.clone(),
-            other => panic!("{other:?}"),
-        }).collect();
+        let found: Vec<_> = answer
+            .answers
+            .iter()
+            .map(|record| match &record.data {
+                RData::HTTPS(https) => https.0.clone(),
+                RData::SVCB(svcb) => svcb.clone(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
         assert_eq!(found, after, "{kind}");
     }
 }
@@ -391,7 +428,7 @@ async fn times_are_what_is_left_of_them() {
     let ttl = async || read(&forwarder.answer(&query, Transport::Udp, &rules).await.unwrap()).answers[0].ttl;
     assert_eq!(ttl().await, 100);
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    assert_eq!(ttl().await, 99);
+    assert!((90..=99).contains(&ttl().await));
     assert_eq!(server.asked().len(), 1);
 }
 
@@ -408,7 +445,13 @@ async fn records_of_every_type_come_back_as_they_are() {
         vec![asked.answer(vec![Record::from_rdata(name(), 9, data)])]
     })
     .await;
-    for kind in [RecordType::MX, RecordType::TXT, RecordType::SRV, RecordType::Unknown(4711), RecordType::Unknown(65280)] {
+    for kind in [
+        RecordType::MX,
+        RecordType::TXT,
+        RecordType::SRV,
+        RecordType::Unknown(4711),
+        RecordType::Unknown(65280),
+    ] {
         let answer = ask_open(&server, &query("allowed.test.", kind)).await;
         assert_eq!((answer.answers.len(), answer.answers[0].record_type()), (1, kind));
     }
@@ -438,23 +481,28 @@ async fn refusals_are_told_with_their_name() {
     let flow = flow(Transport::Udp, "8.8.8.8:53");
     let bytes = query("Evil.test.", RecordType::A).to_vec().unwrap();
     let place = forwarder.admit(1).unwrap();
-    assert!(forwarder.serve(place, &bytes, &flow, 1, &host).await.is_some());
+    assert!(forwarder.serve(&place, &bytes, &flow, 1, &host).await.is_some());
     let events = host.events(1);
     assert_eq!(host.told(1), [(Happening::Deny, Reason::DnsRefused, Some("evil.test".to_owned()))]);
     assert_eq!((events[0].generation, events[0].flow, events[0].bytes_out), (7, flow, bytes.len() as u64));
 
     let allowed = query("allowed.test.", RecordType::A).to_vec().unwrap();
-    forwarder.serve(forwarder.admit(1).unwrap(), &allowed, &flow, 1, &host).await.unwrap();
+    forwarder.serve(&place, &allowed, &flow, 1, &host).await.unwrap();
     assert_eq!(host.told(1).len(), 1);
 
+    let counts: Vec<_> = forwarder.tally().map(|(_, name, count)| (name, count)).collect();
+    assert!(counts.contains(&("refused", 1)) && counts.contains(&("noerror", 1)));
+    assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 2);
+
     host.detach(1);
-    assert_eq!(forwarder.serve(forwarder.admit(1).unwrap(), &allowed, &flow, 1, &host).await, None);
+    assert_eq!(forwarder.serve(&place, &allowed, &flow, 1, &host).await, None);
 }
 
 #[tokio::test]
 async fn a_resolver_that_the_policy_does_not_open_any_more_answers_nothing() {
     let server = Fake::plain().await;
     let (forwarder, host) = (forwarder(&server), Table::default());
+    let place = forwarder.admit(1).unwrap();
     let query = query("allowed.test.", RecordType::A).to_vec().unwrap();
     for (policy, resolver, answered) in [
         (policy("open"), "8.8.8.8:53", true),
@@ -468,7 +516,7 @@ async fn a_resolver_that_the_policy_does_not_open_any_more_answers_nothing() {
         host.enforce(1, 1, policy);
         let before = host.told(1).len();
         let flow = flow(Transport::Udp, resolver);
-        let reply = forwarder.serve(forwarder.admit(1).unwrap(), &query, &flow, 1, &host).await.unwrap();
+        let reply = forwarder.serve(&place, &query, &flow, 1, &host).await.unwrap();
         assert_eq!(reply.rcode == ResponseCode::NoError, answered, "{resolver}");
         assert_eq!(host.told(1).len() - before, usize::from(!answered));
     }
@@ -483,10 +531,10 @@ async fn one_query_too_many_fails_at_once() {
     drop(places);
     assert!(forwarder.admit(1).is_some());
     let query = with_edns("allowed.test.", RecordType::A, 1232);
-    let reply = Forwarder::busy(&query.to_vec().unwrap(), Transport::Udp).unwrap();
+    let reply = forwarder.busy(&query.to_vec().unwrap(), Transport::Udp).unwrap();
     assert_eq!((reply.rcode, reply.decision), (ResponseCode::ServFail, Ok(())));
     assert_eq!(read(&reply).queries, query.queries);
-    assert_eq!(Forwarder::busy(b"x", Transport::Udp), None);
+    assert_eq!(forwarder.busy(b"x", Transport::Udp), None);
 }
 
 /// A connection to the forwarder.
@@ -562,7 +610,9 @@ async fn over_tcp_each_query_is_judged_by_the_rules_of_its_moment() {
     let mut client = Client::new(&server);
     let codes = [ResponseCode::NoError, ResponseCode::Refused, ResponseCode::Refused];
     let other = json!({"allowOut": ["other.test"], "denyOut": ["0.0.0.0/0"], "dns": {"mode": "strict"}});
-    for (generation, (policy, code)) in [policy("strict"), other, json!({"denyOut": ["0.0.0.0/0"]})].into_iter().zip(codes).enumerate() {
+    for (generation, (policy, code)) in
+        [policy("strict"), other, json!({"denyOut": ["0.0.0.0/0"]})].into_iter().zip(codes).enumerate()
+    {
         client.host.enforce(1, generation as u32, policy);
         client.send("allowed.test.").await;
         assert_eq!(client.receive().await.metadata.response_code, code);
@@ -607,8 +657,16 @@ async fn over_tcp_bytes_that_trickle_do_not_keep_a_connection() {
     let server = Fake::plain().await;
     let mut client = Client::new(&server);
     let begin = tokio::time::Instant::now();
-    while client.stream.write_all(b"\0").await.is_ok() {
+    while client.stream.write_all(b"\x01").await.is_ok() {
         tokio::time::sleep(Duration::from_secs(3)).await;
     }
     assert!(begin.elapsed() >= Duration::from_secs(9) && begin.elapsed() <= Duration::from_secs(16));
+}
+#[test]
+fn what_does_not_even_fit_tcp_is_a_failure() {
+    let bytes = query("n.test.", RecordType::A).to_vec().unwrap();
+    let Parsed::Query(query) = query::parse(&bytes) else { panic!("no query") };
+    let answers = (0..5000u32).map(|number| a("n.test.", 9, number.to_be_bytes())).collect();
+    let answer = Answer { rcode: ResponseCode::NoError, answers, authorities: vec![] };
+    assert_eq!(answer::write(&query, answer, Transport::Tcp), None);
 }

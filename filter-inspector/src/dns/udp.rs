@@ -85,6 +85,14 @@ impl Listener {
         Ok(Self { v4: Side::bind(v4)?, v6 })
     }
 
+    /// Has answers carry a mark (`SO_MARK`), 0 for none.
+    ///
+    /// # Errors
+    /// Without the right to set marks (`CAP_NET_ADMIN`).
+    pub fn mark(&self, mark: u32) -> io::Result<()> {
+        [Some(&self.v4), self.v6.as_ref()].into_iter().flatten().try_for_each(|side| side.outbound.0.set_mark(mark))
+    }
+
     /// The socket for IPv4.
     pub fn v4(&self) -> BorrowedFd<'_> {
         self.v4.inbound.as_fd()
@@ -121,8 +129,10 @@ impl Side {
             socket.set_only_v6(true)?;
             setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
         }
-        // Less than wanted is no reason to do without.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        // Without the right to exceed the host's bound it is that.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         socket.bind(&address.into())?;
         let outbound = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::from(RAW)))?;
         Ok(Self { inbound: UdpSocket::from_std(socket.into())?, outbound: Outbound(outbound) })
@@ -145,14 +155,19 @@ impl Side {
     }
 
     /// Starts to answer a datagram. One that the kernel did not punt is nobody's.
-    fn take(self: &Arc<Self>, Datagram { query, flow }: Datagram, host: &Arc<impl Host>, forwarder: &Forwarder) {
+    fn take(
+        self: &Arc<Self>,
+        Datagram { query, flow }: Datagram,
+        host: &Arc<impl Host>,
+        forwarder: &Forwarder,
+    ) {
         let Some(tenant) = host.tenant(&flow) else { return };
         let Some(place) = forwarder.admit(tenant) else {
-            return self.outbound.send(Forwarder::busy(&query, Transport::Udp), &flow);
+            return self.outbound.send(forwarder.busy(&query, Transport::Udp), &flow);
         };
         let (side, host, forwarder) = (Arc::clone(self), Arc::clone(host), forwarder.clone());
         tokio::spawn(async move {
-            let reply = forwarder.serve(place, &query, &flow, tenant, host.as_ref()).await;
+            let reply = forwarder.serve(&place, &query, &flow, tenant, host.as_ref()).await;
             side.outbound.send(reply, &flow);
         });
     }
@@ -162,12 +177,8 @@ impl Side {
 fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
     let mut control = cmsg_space!(libc::sockaddr_in6);
     let mut slices = [IoSliceMut::new(buffer)];
-    let received = recvmsg::<SockaddrStorage>(
-        socket.as_raw_fd(),
-        &mut slices,
-        Some(&mut control),
-        MsgFlags::empty(),
-    )?;
+    let received =
+        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
     let (count, source) = (received.bytes, received.address.as_ref().and_then(address));
     let destination = received.cmsgs()?.find_map(|message| destination(&message));
     let cut = received.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);

@@ -184,25 +184,27 @@ fn answers_come_from_where_the_queries_went() {
 fn servers_are_asked_with_the_mark() {
     let servers = thread::spawn(|| {
         namespace();
-        // The server is reached by packets with the mark alone.
-        for command in [
-            "rule add fwmark 0x77 lookup 100",
-            "route add local 192.0.2.53/32 dev lo src 127.0.0.1 table 100",
-            "route add unreachable default",
-        ] {
-            ip(command);
-        }
+        ip("addr add 192.0.2.53/32 dev lo");
         runtime().block_on(async {
-            let server = Fake::new(|asked| {
+            let server = Fake::at([192, 0, 2, 53], |asked| {
                 let mut reply = asked.reply(ResponseCode::NoError);
                 reply.metadata.truncation = asked.over == Transport::Udp;
                 reply.answers = asked.addresses(9);
                 vec![reply.to_vec().unwrap()]
             })
             .await;
+            // From now on it is reached by packets with the mark alone.
+            for command in [
+                "rule add fwmark 0x77 lookup 100",
+                "route add local 192.0.2.53/32 dev lo src 127.0.0.1 table 100",
+                "route add unreachable default",
+                "route del local 192.0.2.53/32 dev lo table local",
+            ] {
+                ip(command);
+            }
             let lookup = async |mark| {
                 let settings = Settings {
-                    upstream: vec![(Ipv4Addr::new(192, 0, 2, 53), server.address.port()).into()],
+                    upstream: vec![server.address],
                     mark,
                     timeout: Duration::from_millis(900),
                     ..Settings::default()

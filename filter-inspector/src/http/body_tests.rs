@@ -40,12 +40,20 @@ fn a_body_ends_where_it_says_and_nowhere_else() {
         let len = stream.len();
         assert_eq!(whole(stream.as_bytes()), Ok((len, true)), "{stream:?}");
         for prefix in 0..len {
-            assert_eq!(whole(&stream.as_bytes()[..prefix]), Ok((prefix, false)), "{stream:?}, {prefix} bytes");
+            assert_eq!(
+                whole(&stream.as_bytes()[..prefix]),
+                Ok((prefix, false)),
+                "{stream:?}, {prefix} bytes"
+            );
         }
         let pipelined = [stream.as_bytes(), b"GET / HTTP/1.1\r\n\r\n"].concat();
         for piece in 1..=pipelined.len() {
             for skip in [false, true] {
-                assert_eq!(follow(&pipelined, piece, skip), Ok((len, true)), "{stream:?} in pieces of {piece}");
+                assert_eq!(
+                    follow(&pipelined, piece, skip),
+                    Ok((len, true)),
+                    "{stream:?} in pieces of {piece}"
+                );
             }
         }
     }

@@ -213,9 +213,7 @@ async fn responses_without_a_body_have_none() {
     let mut client = world.client().await;
     let head = "HEAD / HTTP/1.1\r\nHost: allowed.test\r\n\r\n";
     let mut server = arrive(&mut client, &upstream, head).await;
-    for response in
-        ["HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "HTTP/1.1 304 Not Modified\r\n\r\n"]
-    {
+    for response in ["HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "HTTP/1.1 304 Not Modified\r\n\r\n"] {
         write(&mut server, response).await;
         expect(&mut client, response).await;
         write(&mut client, head).await;
@@ -307,8 +305,7 @@ async fn large_bodies_arrive_whole_in_every_framing() {
                 ("Transfer-Encoding: chunked".to_owned(), chunked)
             }
         };
-        let mut request =
-            format!("POST / HTTP/1.1\r\nHost: allowed.test\r\n{field}\r\n\r\n").into_bytes();
+        let mut request = format!("POST / HTTP/1.1\r\nHost: allowed.test\r\n{field}\r\n\r\n").into_bytes();
         request.extend(&body);
         let mut response = format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n").into_bytes();
         response.extend(&body);
@@ -342,7 +339,10 @@ async fn what_can_be_read_in_two_ways_is_refused_and_reaches_nobody() {
     let world = World::http().await;
     let upstream = world.upstream(UPSTREAM).await;
     for (request, status) in [
-        ("POST / HTTP/1.1\r\nHost: allowed.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (
+            "POST / HTTP/1.1\r\nHost: allowed.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
         ("POST / HTTP/1.1\r\nHost: allowed.test\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcd", 400),
         ("POST / HTTP/1.1\r\nHost: allowed.test\r\nTransfer-Encoding: xchunked\r\n\r\n", 501),
         ("GET / HTTP/1.1\r\nHost: allowed.test\r\nHost: denied.test\r\n\r\n", 400),
@@ -542,8 +542,5 @@ async fn who_says_nothing_or_half_is_told_so() {
     assert_eq!(read_all(&mut client).await.unwrap(), ok("x").as_bytes());
     world.quiet().await;
     let reasons: Vec<_> = world.host.told(1).into_iter().map(|told| told.1).collect();
-    assert_eq!(
-        reasons,
-        [Reason::PeekTimeout, Reason::PeekTimeout, Reason::AllowedName, Reason::AllowedName]
-    );
+    assert_eq!(reasons, [Reason::PeekTimeout, Reason::PeekTimeout, Reason::AllowedName, Reason::AllowedName]);
 }

@@ -63,8 +63,12 @@ impl Why {
                     return format!("Add \"{host}\" to allowOut in the sandbox's network policy.");
                 }
                 (Reason::NoName, _) => "Name a host: the policy allows names, and the request has none.",
-                (Reason::BadName, _) => "Host must be a host name, with the connection's port or without one.",
-                (Reason::Guarded, _) => "The name leads to an address of the platform, which no policy opens.",
+                (Reason::BadName, _) => {
+                    "Host must be a host name, with the connection's port or without one."
+                }
+                (Reason::Guarded, _) => {
+                    "The name leads to an address of the platform, which no policy opens."
+                }
                 (Reason::Unresolved, _) => "The name is allowed, but no address of it answers.",
                 (Reason::Capacity, _) => "The sandbox has too many connections at once; try again later.",
                 (Reason::PeekTimeout, _) => "The request did not arrive in time.",

@@ -149,9 +149,7 @@ impl BadRequest {
             Self::ContentLength => "There is more than one Content-Length, or it is no plain number.",
             Self::TransferEncoding => "The only Transfer-Encoding is one chunked, in HTTP/1.1.",
             Self::TwoLengths => "There are both Content-Length and Transfer-Encoding.",
-            Self::Connection => {
-                "Connection is no list of names, or names a field that the request needs."
-            }
+            Self::Connection => "Connection is no list of names, or names a field that the request needs.",
             Self::Upgrade => "An upgrade to another version of HTTP is not allowed.",
             Self::Expect => "The only expectation is 100-continue.",
         }
@@ -346,7 +344,8 @@ fn bare(value: &[u8]) -> Option<&[u8]> {
 /// Whether it names a protocol that is not another HTTP, in which requests could name other hosts.
 fn is_other_protocol(protocol: &[u8]) -> bool {
     let protocol = protocol.to_ascii_lowercase();
-    !protocol.is_empty() && !protocol.starts_with(b"h2") && !protocol.starts_with(b"http")
+    let is_http = matches!(protocol.as_slice(), [b'h', b'0'..=b'9', ..]) || protocol.starts_with(b"http");
+    !protocol.is_empty() && !is_http
 }
 
 fn request(head: &[u8], port: u16) -> Result<Request, BadRequest> {

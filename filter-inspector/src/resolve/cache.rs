@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hickory_proto::{op::Message, rr::Record};
+use hickory_proto::{op::Message, rr::Record, serialize::binary::BinEncodable};
 use moka::{Expiry, future};
 
 use super::{
@@ -19,11 +19,11 @@ use super::{
 };
 
 /// What the answers together may occupy, in bytes.
-const CAPACITY: u64 = 32 << 20;
+const CAPACITY: u64 = 64 << 20;
 /// What an answer occupies without its records: the entry itself, its key and its name.
 const OVERHEAD: usize = 512;
-/// A record, and on an average what it points to.
-const RECORD: usize = size_of::<Record>() + 96;
+/// What a byte on the wire may occupy in memory: a record may be made of thousands of tiny strings.
+const PER_BYTE: usize = 16;
 
 /// Answers by their questions.
 #[derive(Clone, Debug)]
@@ -81,7 +81,11 @@ impl Entry {
 
     fn size(&self) -> usize {
         let Answer { answers, authorities, .. } = &self.dated.answer;
-        OVERHEAD + (answers.len() + authorities.len()) * RECORD
+        let records = answers.iter().chain(authorities).map(|record| {
+            let length = record.to_bytes().map_or(usize::from(u16::MAX), |bytes| bytes.len());
+            size_of::<Record>() + length * PER_BYTE
+        });
+        OVERHEAD + records.sum::<usize>()
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::{
 
 use super::reading::Question;
 
-/// The largest datagram that is asked for: no fragments on any path (RFC 9715 section 3.1, and 1,232 as
+/// The largest datagram that is asked for: no fragments on any path (RFC 9715 section 3.2, and 1,232 as
 /// agreed on DNS flag day 2020).
 const UDP_PAYLOAD: u16 = 1232;
 /// The largest datagram that is read, from servers that do not care.
@@ -210,7 +210,8 @@ impl Query {
 pub(super) fn hear_anything(question: &Question, tail: &[u8], cut: usize) {
     let query = Query::new(question, Some(UDP_PAYLOAD)).unwrap();
     let mut reply = Message::from_vec(&query.bytes).unwrap().into_response();
-    reply.answers = vec![super::fake::a("n.test.", 1, [192, 0, 2, 1]), super::fake::alias("a.test.", 1, "n.test.")];
+    reply.answers =
+        vec![super::fake::a("n.test.", 1, [192, 0, 2, 1]), super::fake::alias("a.test.", 1, "n.test.")];
     let mut bytes = reply.to_vec().unwrap();
     bytes.truncate(cut.max(12));
     bytes.extend_from_slice(tail);

@@ -1,4 +1,5 @@
 //! A DNS server on loopback for tests, which answers as the test wants.
+#![expect(clippy::wildcard_enum_match_arm, reason = "record types are without number")]
 
 use std::{
     net::SocketAddr,
@@ -33,8 +34,16 @@ pub(crate) struct Fake {
 impl Fake {
     /// Sends for each query the messages that `answer` gives, in this order.
     pub(crate) async fn new(answer: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self::at([127, 0, 0, 1], answer).await
+    }
+
+    /// As [`Self::new`], at another address.
+    pub(crate) async fn at(
+        address: [u8; 4],
+        answer: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
         let (tcp, udp) = loop {
-            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let tcp = TcpListener::bind(SocketAddr::from((address, 0))).await.unwrap();
             if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
                 break (tcp, udp);
             }

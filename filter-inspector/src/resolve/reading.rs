@@ -110,7 +110,8 @@ fn absent(
 /// Brings the times into their bounds, and says which is the shortest.
 fn clamp(records: &mut [Record], ttl: &RangeInclusive<u32>) -> Option<u32> {
     for record in &mut *records {
-        record.ttl = seconds(record.ttl).clamp(*ttl.start(), *ttl.end());
+        // Not `clamp`, which panics where a configuration has them the wrong way round.
+        record.ttl = seconds(record.ttl).max(*ttl.start()).min(*ttl.end());
     }
     records.iter().map(|record| record.ttl).min()
 }

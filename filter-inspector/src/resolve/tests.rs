@@ -1,4 +1,5 @@
 //! What the resolver believes, of servers on loopback that answer in every way that there is.
+#![expect(clippy::wildcard_enum_match_arm, reason = "record types are without number")]
 
 use std::{
     fs,
@@ -74,7 +75,12 @@ async fn one_family_is_enough_whatever_becomes_of_the_other() {
         _ => vec![asked.answer(asked.addresses(9))],
     })
     .await;
-    let resolver = hasty(&[&server]);
+    let settings = Settings {
+        upstream: vec![server.address],
+        timeout: Duration::from_millis(1500),
+        ..Settings::default()
+    };
+    let resolver = Resolver::new(&settings).unwrap();
     let v4 = Ok(vec![ip("192.0.2.1")]);
     let v6 = Ok(vec![ip("2001:db8::1")]);
     assert_eq!(resolver.addresses(&host("silent6.test")).await, v4);
@@ -340,13 +346,16 @@ async fn compression_loops_and_lies_about_lengths_are_no_answers() {
         let answer = lookup(&hasty(&[&server]), "n.test", RecordType::A).await;
         assert_eq!(answer.rcode, ResponseCode::ServFail, "{what}");
     }
-    let server = Fake::new(|asked| vec![raw(asked, b"\xc0\x0c\0\x01\0\x01\0\0\0\x09\0\x04\x01\x02\x03\x04")]).await;
-    assert_eq!(addresses_of(&hasty(&[&server]), "n.test").await, [ip("1.2.3.4")]);
+    let server =
+        Fake::new(|asked| vec![raw(asked, b"\xc0\x0c\0\x01\0\x01\0\0\0\x09\0\x04\x01\x02\x03\x04")]).await;
+    assert_eq!(addresses_of(&resolver(&[&server]), "n.test").await, [ip("1.2.3.4")]);
 }
 
 #[tokio::test]
 async fn times_are_kept_within_their_bounds() {
-    for (ttl, said) in [(0, 1), (1, 1), (77, 77), (3600, 3600), (3601, 3600), (i32::MAX as u32, 3600), (1 << 31, 1)] {
+    for (ttl, said) in
+        [(0, 1), (1, 1), (77, 77), (3600, 3600), (3601, 3600), (i32::MAX as u32, 3600), (1 << 31, 1)]
+    {
         let server = Fake::new(move |asked| vec![asked.answer(asked.addresses(ttl))]).await;
         let answer = lookup(&resolver(&[&server]), "n.test", RecordType::A).await;
         assert_eq!(answer.answers[0].ttl, said, "{ttl}");
@@ -356,15 +365,16 @@ async fn times_are_kept_within_their_bounds() {
 #[tokio::test]
 async fn an_answer_is_kept_for_the_shortest_of_its_times_and_says_what_is_left() {
     let server = Fake::new(|asked| {
-        vec![asked.answer(vec![alias("n.test.", 2, "m.test."), a("m.test.", 100, [192, 0, 2, 1])])]
+        vec![asked.answer(vec![alias("n.test.", 3, "m.test."), a("m.test.", 100, [192, 0, 2, 1])])]
     })
     .await;
     let resolver = resolver(&[&server]);
     lookup(&resolver, "n.test", RecordType::A).await;
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let later = lookup(&resolver, "N.TEST", RecordType::A).await;
-    assert_eq!((later.answers[0].ttl, later.answers[1].ttl, server.asked().len()), (1, 99, 1));
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!((1..=2).contains(&later.answers[0].ttl) && (90..=99).contains(&later.answers[1].ttl));
+    assert_eq!(server.asked().len(), 1);
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let fresh = lookup(&resolver, "n.test", RecordType::A).await;
     assert_eq!((fresh.answers[1].ttl, server.asked().len()), (100, 2));
 }
@@ -390,7 +400,9 @@ async fn that_there_is_nothing_is_kept_as_long_as_the_soa_says() {
     })
     .await;
     let resolver = resolver(&[&server]);
-    for (name, ttl) in [("empty.test", Some(50)), ("short.test", Some(60)), ("long.test", Some(300)), ("foreign.test", None)] {
+    for (name, ttl) in
+        [("empty.test", Some(50)), ("short.test", Some(60)), ("long.test", Some(300)), ("foreign.test", None)]
+    {
         let answer = lookup(&resolver, name, RecordType::A).await;
         assert_eq!(answer.authorities.first().map(|soa| soa.ttl), ttl, "{name}");
         assert_eq!(answer.rcode == ResponseCode::NoError, name == "empty.test");
@@ -422,6 +434,8 @@ async fn a_server_that_fails_is_passed_over_and_the_one_that_answers_is_preferre
         let resolver = resolver(&[&broken, &good]);
         assert_eq!(addresses_of(&resolver, "n.test").await, [ip("192.0.2.1")], "{code}");
         let tried = broken.asked().len();
+        // Once, and once without EDNS where that might be what it is about.
+        assert!(tried <= 2);
         assert_eq!(addresses_of(&resolver, "m.test").await, [ip("192.0.2.1")]);
         assert_eq!((broken.asked().len(), good.asked().len()), (tried, 2));
     }
@@ -433,14 +447,18 @@ async fn a_server_that_is_silent_or_gone_is_passed_over() {
     let good = Fake::plain().await;
     assert_eq!(addresses_of(&resolver(&[&silent, &good]), "n.test").await, [ip("192.0.2.1")]);
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let settings = Settings { upstream: vec![closed, good.address], ..Settings::default() };
+    let settings = Settings {
+        upstream: vec![closed, good.address],
+        timeout: Duration::from_secs(60),
+        ..Settings::default()
+    };
     let begin = Instant::now();
     assert_eq!(addresses_of(&Resolver::new(&settings).unwrap(), "n.test").await, [ip("192.0.2.1")]);
-    // Its host says at once that nobody listens there.
-    assert!(begin.elapsed() < Duration::from_millis(600));
+    // Its host says at once that nobody listens there, so that nobody has to be patient.
+    assert!(begin.elapsed() < Duration::from_secs(1));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_lost_query_is_repeated_and_a_late_answer_still_counts() {
     let server = Fake::new({
         let count = std::sync::atomic::AtomicUsize::new(0);
@@ -456,11 +474,8 @@ async fn a_lost_query_is_repeated_and_a_late_answer_still_counts() {
         vec![asked.answer(asked.addresses(9))]
     })
     .await;
-    let settings = Settings {
-        upstream: vec![slow.address],
-        timeout: Duration::from_millis(900),
-        ..Settings::default()
-    };
+    let settings =
+        Settings { upstream: vec![slow.address], timeout: Duration::from_millis(900), ..Settings::default() };
     assert_eq!(addresses_of(&Resolver::new(&settings).unwrap(), "n.test").await, [ip("192.0.2.1")]);
 }
 
@@ -505,7 +520,7 @@ async fn the_same_question_at_the_same_time_is_asked_once() {
     assert_eq!(server.asked().len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_asks_and_gives_up_does_not_take_the_others_with_it() {
     let server = Fake::new(|asked| {
         std::thread::sleep(Duration::from_millis(100));

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use filter_common::ip::{Kind, protocol};
 use filter_common::layout::{Ends, FlowKey, MAX_INSPECTED_PORTS, PuntKey, socket};
 use filter_common::tcp::Side;
-use filter_common::{Addr, RuleWord};
-use filter_inspector::dns::{self, Forwarder};
+use filter_common::{Addr, Class, RuleWord};
+use filter_inspector::dns;
 use filter_inspector::host::{Event, Flow, Happening, Host, Tenant, Transport};
 use filter_inspector::resolve::{self, Resolver};
 use filter_inspector::rules::Rules;
 use filter_inspector::server::{self, Inspector, Listeners};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -86,16 +87,20 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     };
     let resolver = resolver(core)?;
     let hosted = Arc::new(Hosted { core: Arc::downgrade(core), told });
-    let forwarder = Forwarder::new(resolver.clone());
     let inspector = Inspector::new(hosted.clone(), resolver, settings);
+    let forwarder = inspector.forwarder().clone();
 
     let listeners = Listeners::bind().map_err(failed("its sockets"))?;
     let punts = &core.kernel.punts;
-    punts.serve(socket::TCP_V4, listeners.v4())?;
-    if let Some(v6) = listeners.v6() {
-        punts.serve(socket::TCP_V6, v6)?;
+    let mark = config.marks.upstream;
+    for (place, listener) in [(socket::TCP_V4, Some(listeners.v4())), (socket::TCP_V6, listeners.v6())] {
+        let Some(listener) = listener else { continue };
+        // Whatever the inspector says to a sandbox carries the mark too: it is not the host's own.
+        setsockopt(&listener, sockopt::Mark, &mark).map_err(|errno| failed("marking its sockets")(errno.into()))?;
+        punts.serve(place, listener)?;
     }
     let queries = dns::udp::Listener::bind().map_err(failed("its sockets for DNS"))?;
+    queries.mark(mark).map_err(failed("marking its sockets"))?;
     punts.serve(socket::UDP_V4, queries.v4())?;
     if let Some(v6) = queries.v6() {
         punts.serve(socket::UDP_V6, v6)?;
@@ -150,7 +155,7 @@ pub fn punt_settings(config: &Config) -> PuntSettings {
         *place = *port;
     }
     let marks = inspector.marks;
-    PuntSettings { ports, mask: marks.mask, punted: marks.punted, upstream: marks.upstream }
+    PuntSettings { ports, mask: marks.mask, punted: marks.punted }
 }
 
 impl Core {
@@ -242,6 +247,10 @@ impl Host for Hosted {
     }
 
     fn allowed(&self, flow: &Flow, tenant: Tenant, rule: RuleWord) {
+        // The kernel counts by names only. What an address allows stays with the inspector all the same.
+        if !matches!(rule.class(), Class::Named) {
+            return;
+        }
         let (kind, number) = match flow.transport {
             Transport::Tcp => (Kind::Tcp, protocol::TCP),
             Transport::Udp => (Kind::Udp, protocol::UDP),

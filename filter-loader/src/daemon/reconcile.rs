@@ -74,7 +74,13 @@ impl Core {
                 record.id
             ))
         })?;
-        let template = self.template(policy)?;
+        let template = self.templates.of(&Arc::new(policy), &self.guard());
+        if template.compiled.inspect
+            && let Err(error) = self.open_way_to_inspector()
+        {
+            // Nothing is open because of it, and everything else is to go on.
+            tracing::error!(sandbox = %record.id, %error, "its connections by name fail");
+        }
         let word = self.kernel.words.load(record.slot);
         let in_kernel = self.kernel.sandboxes.on_interface(record.ifindex)?;
         let same = in_kernel.is_some_and(|there| there.tenant == record.tenant && there.slot == record.slot);

@@ -76,10 +76,8 @@ pub struct PuntSettings {
     pub ports: [u16; MAX_INSPECTED_PORTS],
     /// The bits of packet marks that are ours.
     pub mask: u32,
-    /// What they are on a packet for the inspector.
+    /// What they are on a packet for the inspector. Whatever else of ours is on a packet, the inspector sent it.
     pub punted: u32,
-    /// What they are on what the inspector sends in a sandbox's name.
-    pub upstream: u32,
 }
 
 /// The loaded programs and everything that goes with them.
@@ -189,8 +187,6 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
     loader.override_global("INSPECTED_PORTS", &ports, true);
     loader.override_global("PUNT_MASK", &punt.mask, true);
     loader.override_global("PUNT_MARK", &punt.punted, true);
-    loader.override_global("UPSTREAM_MASK", &punt.mask, true);
-    loader.override_global("UPSTREAM_MARK", &punt.upstream, true);
     if let Some(maps) = maps {
         for name in PINNED {
             loader.map_pin_path(name, maps.join(name));

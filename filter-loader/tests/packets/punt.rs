@@ -9,7 +9,7 @@ use filter_common::{Class, Reason, RuleWord};
 
 use crate::fixtures::frames::*;
 use crate::fixtures::machine::Direction::{self, Forwarded, FromHost, Out};
-use crate::fixtures::machine::{Context, Machine, PUNT, REDIRECT, SHOT, Tenant, UNSPEC};
+use crate::fixtures::machine::{Context, INSPECTORS, Machine, PUNT, REDIRECT, SHOT, Tenant, UNSPEC};
 use crate::fixtures::policies::Document;
 
 /// Somebody whom no net of the policy has, and a resolver of it.
@@ -171,24 +171,76 @@ fn only_the_host_answers_for_an_inspected_destination() {
         let answer = tcp(web(family), here(family), SYN_ACK, b"");
         assert_eq!(machine.run(Forwarded, &answer.bytes).action, SHOT, "the destination itself");
         assert_eq!(machine.snapshot().count(Reason::Inbound).0, 1);
-        let upstream = Context { mark: PUNT.upstream | 3, ..Context::of(FromHost) };
-        assert_eq!(machine.run_in(FromHost, &answer.bytes, &upstream).action, SHOT);
-        assert_eq!(machine.run(FromHost, &answer.bytes).action, UNSPEC);
+        for mark in [0, INSPECTORS, INSPECTORS | 3, PUNT.punted] {
+            let context = Context { mark, ..Context::of(FromHost) };
+            assert_eq!(machine.run_in(FromHost, &answer.bytes, &context).action, UNSPEC, "mark {mark:#x}");
+        }
         assert_eq!(machine.budget().active, 1);
     });
 }
 
 #[test]
-fn what_the_inspector_sends_for_others_is_not_the_hosts_own() {
-    let mut machine = Machine::new();
-    machine.used = true;
-    let mine = SocketAddr::new(Family::V4.sandbox(), 8080);
-    let syn = tcp(there(Family::V4), mine, SYN, b"");
-    let upstream = Context { mark: PUNT.upstream, ..Context::of(FromHost) };
-    assert_eq!(machine.run_in(FromHost, &syn.bytes, &upstream).action, SHOT);
-    assert_eq!(machine.snapshot().count(Reason::Inbound).0, 1);
-    let others = Context { mark: PUNT.punted, ..Context::of(FromHost) };
-    assert_eq!(machine.run_in(FromHost, &syn.bytes, &others).action, UNSPEC);
+fn what_the_inspector_sends_is_not_the_hosts_own() {
+    each_family(|machine, family| {
+        let mine = SocketAddr::new(family.sandbox(), 8080);
+        let syn = tcp(there(family), mine, SYN, b"");
+        for mark in [INSPECTORS, INSPECTORS | 3, PUNT.punted] {
+            let context = Context { mark, ..Context::of(FromHost) };
+            assert_eq!(machine.run_in(FromHost, &syn.bytes, &context).action, SHOT, "mark {mark:#x}");
+        }
+        assert_eq!(machine.snapshot().count(Reason::Inbound).0, 3);
+        let others = Context { mark: !PUNT.mask, ..Context::of(FromHost) };
+        assert_eq!(machine.run_in(FromHost, &syn.bytes, &others).action, UNSPEC);
+    });
+}
+
+/// The inspector answers under the destination's address. Behind the connection's end that must not pass for a
+/// connection that the host begins, on which the sandbox could answer the destination itself.
+#[test]
+fn late_words_of_the_inspector_open_nothing() {
+    each_family(|machine, family| {
+        converse(machine, family, &[(Out, SYN, 100, 0), (Out, RST, 4711, 0)]);
+        assert_eq!(machine.budget().active, 0);
+        for (mark, flags) in [
+            (INSPECTORS, SYN_ACK),
+            (INSPECTORS, ACK),
+            (INSPECTORS, FIN_ACK),
+            (INSPECTORS, SYN),
+            (PUNT.punted, SYN_ACK),
+            // Of the host's stack, which marks nothing once the socket is gone.
+            (0, SYN_ACK),
+            (0, ACK),
+            (0, FIN_ACK),
+        ] {
+            let late = tcp(web(family), here(family), flags, b"");
+            let context = Context { mark, ..Context::of(FromHost) };
+            assert_eq!(machine.run_in(FromHost, &late.bytes, &context).action, SHOT, "{mark:#x} {flags:#x}");
+        }
+        let answer = udp(resolver(family), here(family), b"answer");
+        let context = Context { mark: INSPECTORS, ..Context::of(FromHost) };
+        assert_eq!(machine.run_in(FromHost, &answer.bytes, &context).action, SHOT);
+        let snapshot = machine.snapshot();
+        assert_eq!((snapshot.inbound.len(), snapshot.count(Reason::Inbound).0), (0, 9));
+        // A reset ends what the sandbox still has, and begins nothing.
+        let reset = tcp(web(family), here(family), RST, b"");
+        assert_eq!(machine.run(FromHost, &reset.bytes).action, UNSPEC);
+        assert!(machine.snapshot().inbound.is_empty());
+    });
+}
+
+/// What the inspector says may decide how a connection is counted, never where it goes.
+#[test]
+fn no_verdict_takes_a_connection_from_the_inspector() {
+    each_family(|machine, family| {
+        let (syn, ack) = (tcp(here(family), web(family), SYN, b""), tcp(here(family), web(family), ACK, b"x"));
+        for class in [Class::Allowed, Class::Unmatched, Class::Denied, Class::Inspected] {
+            punted(machine, &syn);
+            machine.settle(&key_of(machine, &syn, family), RuleWord::new(class, 0));
+            punted(machine, &ack);
+            punted(machine, &tcp_at(here(family), web(family), RST, (101, 0), b""));
+        }
+        assert_eq!((machine.budget().active, machine.punted().len()), (0, 0));
+    });
 }
 
 /// Runs segments of one connection between the sandbox and the inspector.

@@ -157,7 +157,7 @@ impl Tally {
 }
 
 /// One socket for both families: IPv4 clients show up as mapped addresses.
-fn bind(kind: Type, port: u16) -> std::io::Result<Socket> {
+pub fn bind(kind: Type, port: u16) -> std::io::Result<Socket> {
     let protocol = if kind == Type::DGRAM { Protocol::UDP } else { Protocol::TCP };
     let socket = Socket::new(Domain::IPV6, kind.nonblocking(), Some(protocol))?;
     socket.set_only_v6(false)?;
@@ -170,6 +170,6 @@ fn bind(kind: Type, port: u16) -> std::io::Result<Socket> {
 }
 
 /// The address as it was on the wire.
-fn unmapped(address: SocketAddr) -> SocketAddr {
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -1,16 +1,20 @@
 //! `bench dataplane`: the rows, in order.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::compare::{Goal, Progress, Row, Unit, compare};
+use super::compare::{Contender, Goal, Ground as _, Progress, Row, Unit, compare};
 use super::flood::{self, Flows};
-use super::lane::{Contender, Lane};
+use super::lane::Lane;
 use super::prefixes::Prefixes;
-use super::{latency, machine, nft, report, tcp};
+use super::report::{self, Report};
+use super::{Options, latency, machine, nft, tcp};
+
+/// Who is compared.
+const CONTENDERS: [Contender; 3] = [Contender::Nothing, Contender::Filter, Contender::Nftables];
 
 /// What to measure and how long.
 #[derive(clap::Args)]
@@ -18,22 +22,12 @@ pub struct Args {
     /// Only these rows
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<Part>,
-    /// A few short rounds, no million prefixes: to see that it works, not what it says
-    #[arg(long)]
-    quick: bool,
-    /// Rounds that each contender has in a row [default: 9; with --quick 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
-    rounds: Option<u8>,
     /// Numbers of prefixes in the rows of flows
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1_000, 100_000, 1_000_000])]
     #[arg(value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     prefixes: Vec<u32>,
-    /// Put the table into this document, between its marks
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "quick"])]
-    write: Option<PathBuf>,
-    /// Measure this binary instead of building one
-    #[arg(long, value_name = "PATH")]
-    binary: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// Rows that belong together.
@@ -59,25 +53,21 @@ enum Part {
 }
 
 impl Args {
-    /// The binary to be measured, if it is named.
-    pub fn binary(&self) -> Option<&Path> {
-        self.binary.as_deref()
+    /// What all benches can be told.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }
 
-    fn rounds(&self) -> usize {
-        self.rounds.map_or(if self.quick { 3 } else { 9 }, usize::from)
-    }
-
     fn latency_rounds(&self) -> usize {
-        if self.quick { 6 } else { 20 }
+        if self.options.quick { 6 } else { 20 }
     }
 
     fn packets(&self, full: usize) -> usize {
-        if self.quick { full / 5 } else { full }
+        if self.options.quick { full / 5 } else { full }
     }
 }
 
@@ -85,13 +75,12 @@ impl Args {
 pub fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
     let nft =
         nft::version().inspect_err(|error| eprintln!("warning: nftables is not compared: {error:#}")).ok();
-    let machine = machine::describe(nft.as_deref())?;
-    if machine::load()? > 0.3 {
-        eprintln!("warning: the machine is not quiet; ratios will scatter, absolute figures will be too bad");
-    }
+    let machine =
+        machine::describe(&[nft.as_deref().map_or_else(|| "no nftables".to_owned(), nft::short_version)])?;
+    machine::warn_if_busy()?;
     let progress = Progress::new();
     progress.show("making the lanes");
-    let contenders = Contender::ALL.into_iter().filter(|who| nft.is_some() || *who != Contender::Nftables);
+    let contenders = CONTENDERS.into_iter().filter(|who| nft.is_some() || *who != Contender::Nftables);
     let lanes: Vec<Lane> = contenders
         .map(|who| Lane::build(who, binary).with_context(|| format!("the lane of {who}")))
         .collect::<Result<_>>()?;
@@ -107,17 +96,15 @@ pub fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
     let machine = format!("{machine}{}.", remark.unwrap_or_default());
     drop(lanes);
     drop(progress);
-    report::print(&machine, &rows);
-    if let Some(path) = &args.write {
-        report::write(path, &machine, &rows)?;
-    }
+    let report = Report { bench: "dataplane", contenders: CONTENDERS.to_vec(), machine, rows };
+    args.options.publish(&report)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn measure(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>> {
     let all: Vec<&Lane> = lanes.iter().collect();
-    let rounds = args.rounds();
-    let time = Duration::from_millis(if args.quick { 500 } else { 1500 });
+    let rounds = args.options.rounds(9);
+    let time = Duration::from_millis(if args.options.quick { 500 } else { 1500 });
     let mut rows = Vec::new();
 
     for lane in lanes {
@@ -136,7 +123,7 @@ fn measure(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>>
     }
     if args.wants(Part::Connections) {
         let count = args.packets(10_000);
-        let what = ("TCP connections".to_owned(), Unit::Connections, Goal::ratio(0.97));
+        let what = ("TCP connections".to_owned(), Unit::PerSecond, Goal::ratio(0.97));
         rows.push(compare(&all, rounds, what, progress, |lane| tcp::connections(lane, count))?);
     }
     rows.extend(packets(args, lanes, progress)?);
@@ -151,7 +138,7 @@ fn packets(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>>
         return Ok(known);
     }
     for size in args.prefixes.iter().map(|size| *size as usize) {
-        if args.quick && size > 100_000 {
+        if args.options.quick && size > 100_000 {
             continue;
         }
         let prefixes = Prefixes::random(size);
@@ -166,14 +153,14 @@ fn packets(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row>>
         if args.wants(Part::CachedFlow) {
             let count = args.packets(400_000);
             let what = (format!("cached flow, {size} prefixes"), Unit::Nanoseconds, Goal::ratio(1.08));
-            known.push(compare(&ready, args.rounds(), what, progress, |lane| {
+            known.push(compare(&ready, args.options.rounds(9), what, progress, |lane| {
                 flood::run(lane, Flows::Known, &prefixes, count)
             })?);
         }
         if args.wants(Part::NewFlow) {
             let count = args.packets(150_000);
             let what = (format!("new flow, {size} prefixes"), Unit::Nanoseconds, Goal::AHEAD);
-            new.push(compare(&ready, args.rounds(), what, progress, |lane| {
+            new.push(compare(&ready, args.options.rounds(9), what, progress, |lane| {
                 flood::run(lane, Flows::New, &prefixes, count)
             })?);
         }
@@ -197,7 +184,7 @@ fn latencies(args: &Args, lanes: &[Lane], progress: &Progress) -> Result<Vec<Row
         rows.extend(latency::attach(lane, control, args.latency_rounds(), progress)?);
     }
     if args.wants(Part::Crowd) {
-        rows.push(latency::crowd(lane, control, args.rounds().min(5), progress)?);
+        rows.push(latency::crowd(lane, control, args.options.rounds(9).min(5), progress)?);
     }
     Ok(rows)
 }

@@ -13,6 +13,7 @@ use filter_tests::{Netns, Sandbox};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 
+use super::compare::Ground as _;
 use super::lane::Lane;
 use super::prefixes::{Prefixes, Random};
 use super::sys::{self, Cpu};

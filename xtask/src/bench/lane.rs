@@ -1,7 +1,6 @@
 //! A lane: a sandbox, its host and an internet, with one contender's filter between them. All lanes are the
 //! same but for that; each has namespaces of its own, since connection tracking works on a whole namespace.
 
-use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,35 +8,11 @@ use anyhow::{Context as _, Result, bail};
 use filter_tests::{Daemon, Netns, Offload, Sandbox, Topology};
 use serde_json::{Value, json};
 
+use super::compare::{Contender, Ground};
 use super::control::Control;
 use super::nft::Nft;
 use super::prefixes::Prefixes;
 use super::sys;
-
-/// Who is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contender {
-    /// Nobody: packets are routed.
-    Nothing,
-    /// The product.
-    Filter,
-    /// nftables with the same rules and connection tracking.
-    Nftables,
-}
-
-impl Contender {
-    pub const ALL: [Self; 3] = [Self::Nothing, Self::Filter, Self::Nftables];
-}
-
-impl fmt::Display for Contender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nothing => "no filter",
-            Self::Filter => "sandbox-filter",
-            Self::Nftables => "nftables",
-        })
-    }
-}
 
 /// The sandbox that is measured, as the daemon knows it.
 pub const SANDBOX: &str = "bench";
@@ -60,6 +35,16 @@ pub struct Lane {
     filter: Filter,
     sandbox: Sandbox,
     topology: Topology,
+}
+
+impl Ground for Lane {
+    fn contender(&self) -> Contender {
+        match self.filter {
+            Filter::Nothing => Contender::Nothing,
+            Filter::Daemon { .. } => Contender::Filter,
+            Filter::Nftables(_) => Contender::Nftables,
+        }
+    }
 }
 
 impl Lane {
@@ -85,17 +70,9 @@ impl Lane {
                 }
                 Filter::Nftables(nft)
             }
+            Contender::Nginx | Contender::Haproxy => bail!("{contender} does not judge addresses"),
         };
         Ok(Self { filter, sandbox, topology })
-    }
-
-    /// Whose lane it is.
-    pub fn contender(&self) -> Contender {
-        match self.filter {
-            Filter::Nothing => Contender::Nothing,
-            Filter::Daemon { .. } => Contender::Filter,
-            Filter::Nftables(_) => Contender::Nftables,
-        }
     }
 
     /// The sandbox.

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result};
 use filter_tests::Sandbox;
 use serde_json::{Value, json};
 
-use super::compare::{Goal, Progress, Row, Unit};
+use super::compare::{Contender, Goal, Progress, Row, Unit};
 use super::control::{Control, Line};
-use super::lane::{self, Contender, Lane};
+use super::lane::{self, Lane};
 use super::nft::Nft;
 use super::prefixes::Prefixes;
 use super::report;
@@ -142,6 +142,7 @@ fn attachment(id: &str, sandbox: &Sandbox, prefixes: &Prefixes) -> Value {
     } })
 }
 
-fn milliseconds(time: Duration) -> f64 {
+/// As the rows have it.
+pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }

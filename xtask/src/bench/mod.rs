@@ -1,8 +1,9 @@
-//! `bench`: what the filter costs, next to no filter and to nftables, in one run on one machine.
+//! `bench`: what the filter costs, next to no filter and to others of its kind, in one run on one machine.
 //!
 //! Everything runs in network namespaces that are gone afterwards; no packet leaves the machine. [`dataplane`]
-//! has the rows. Each contender has a *lane* of its own ([`lane`]): the same sandbox, host and internet, with
-//! another filter in between. [`compare`] measures the lanes in turn, and [`report`] prints.
+//! and [`names`] have the rows. Each contender has a *lane* of its own ([`lane`], [`names::lane`]): the same
+//! sandbox, host and internet, with another filter in between. [`compare`] measures the lanes in turn, and
+//! [`report`] prints.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use self::report::Report;
 use crate::{build_ebpf, tool};
 
 mod compare;
@@ -19,6 +21,7 @@ mod flood;
 mod lane;
 mod latency;
 mod machine;
+mod names;
 mod nft;
 mod prefixes;
 mod report;
@@ -36,14 +39,60 @@ pub struct Args {
 enum Bench {
     /// Throughput, connections, packets, updates: no filter, this filter and nftables side by side
     Dataplane(dataplane::Args),
+    /// Connections and requests judged by name, updates: no filter, this filter, nginx and HAProxy side by side
+    Names(names::Args),
+}
+
+/// What all benches can be told.
+#[derive(clap::Args)]
+struct Options {
+    /// A few short rounds, nothing large: to see that it works, not what it says
+    #[arg(long)]
+    quick: bool,
+    /// Rounds that each contender has in a row [with --quick fewer]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    rounds: Option<u8>,
+    /// Put the table into this document, between its marks
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "quick"])]
+    write: Option<PathBuf>,
+    /// Measure this binary instead of building one
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+}
+
+impl Options {
+    fn rounds(&self, full: usize) -> usize {
+        self.rounds.map_or(if self.quick { 3 } else { full }, usize::from)
+    }
+
+    fn publish(&self, report: &Report) -> Result<()> {
+        report.print();
+        self.write.as_ref().map_or(Ok(()), |path| report.write(path))
+    }
+}
+
+impl Bench {
+    fn options(&self) -> &Options {
+        match self {
+            Self::Dataplane(args) => args.options(),
+            Self::Names(args) => args.options(),
+        }
+    }
+
+    fn run(&self, binary: &Path) -> Result<ExitCode> {
+        match self {
+            Self::Dataplane(args) => dataplane::run(args, binary),
+            Self::Names(args) => names::run(args, binary),
+        }
+    }
 }
 
 /// Builds what is missing, becomes root, and measures.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let Bench::Dataplane(args) = &args.bench;
-    match args.binary() {
+    let bench = &args.bench;
+    match bench.options().binary.as_deref() {
         // The generators must be fast, so they come out of a release build as well.
-        Some(binary) if !cfg!(debug_assertions) => dataplane::run(args, binary),
+        Some(binary) if !cfg!(debug_assertions) => bench.run(binary),
         given => {
             let binary = match given {
                 Some(path) => {
@@ -80,6 +129,5 @@ fn start_again(program: &Path, binary: Option<&PathBuf>) -> anyhow::Error {
     command.args(std::env::args_os().skip(1));
     command.args(binary.into_iter().flat_map(|path| ["--binary".as_ref(), path.as_os_str()]));
     let error = command.exec();
-    anyhow::Error::new(error)
-        .context("cannot start the release build; run `cargo xtask bench dataplane` as root")
+    anyhow::Error::new(error).context("cannot start the release build; run the bench as root")
 }

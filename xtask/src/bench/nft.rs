@@ -93,14 +93,12 @@ pub fn version() -> Result<String> {
     if let Some(version) = ask()? {
         return Ok(version);
     }
-    eprintln!("nft is missing: installing it.");
-    let advice = "install nftables to have it compared";
-    tool::run(
-        Command::new("apt-get")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["install", "--yes", "--no-install-recommends", "nftables"])
-            .stdout(Stdio::null()),
-        advice,
-    )?;
-    ask()?.context(advice)
+    tool::ensure(&[("nft", "nftables")], "the comparison")?;
+    ask()?.context("nft does not say its version")
+}
+
+/// Name and number, out of what nft says.
+pub fn short_version(text: &str) -> String {
+    let number = text.split_whitespace().find(|word| word.starts_with('v'));
+    format!("nftables {}", number.unwrap_or_default())
 }

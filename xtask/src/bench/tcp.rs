@@ -23,40 +23,69 @@ const fn server(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(203, 0, 113, 10 + n)
 }
 
-/// Sends for `time`: gigabits a second that arrive. Each end has a CPU of its own.
+/// Sends for `time`: gigabits a second that arrive.
 pub fn bulk(lane: &Lane, time: Duration) -> Result<f64> {
     let listener = lane.internet().run(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
     let to = SocketAddr::from((server(0), listener.local_addr()?.port()));
-    let mut out = lane.sandbox().tcp_connect(to, PATIENCE).result.context("cannot connect")?;
-    let (mut into, _) = listener.accept()?;
-    into.set_read_timeout(Some(PATIENCE))?;
-    let (bytes, took) = thread::scope(|scope| {
-        let sender = scope.spawn(move || -> Result<()> {
-            sys::pin(Cpu::Last)?;
-            let buffer = vec![0; BUFFER];
-            let deadline = Instant::now() + time;
-            while Instant::now() < deadline {
-                out.write_all(&buffer).context("cannot send")?;
-            }
-            Ok(out.shutdown(Shutdown::Write)?)
-        });
-        let receiver = scope.spawn(move || -> Result<(u64, Duration)> {
-            sys::pin(Cpu::Other)?;
-            let mut buffer = vec![0; BUFFER];
-            let mut bytes = 0;
-            let begun = Instant::now();
-            loop {
-                match into.read(&mut buffer).context("cannot receive")? {
-                    0 => return Ok((bytes, begun.elapsed())),
-                    more => bytes += more as u64,
+    let out = lane.sandbox().tcp_connect(to, PATIENCE).result.context("cannot connect")?;
+    let (into, _) = listener.accept()?;
+    Ok(transfer(vec![(out, into)], time)?.gigabits_per_second())
+}
+
+/// What was transferred.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Bytes that arrived.
+    pub bytes: u64,
+    took: Duration,
+}
+
+impl Transfer {
+    /// How fast that was.
+    pub fn gigabits_per_second(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.took.as_nanos() as f64
+    }
+}
+
+/// Sends for `time` into the first of each pair of ends, until all has arrived at the second. The senders have a
+/// CPU of their own, and so have the receivers.
+pub fn transfer(streams: Vec<(TcpStream, TcpStream)>, time: Duration) -> Result<Transfer> {
+    let begun = Instant::now();
+    let bytes = thread::scope(|scope| {
+        let mut all = Vec::new();
+        for (mut out, mut into) in streams {
+            let sender = scope.spawn(move || -> Result<()> {
+                sys::pin(Cpu::Last)?;
+                let buffer = vec![0; BUFFER];
+                while begun.elapsed() < time {
+                    out.write_all(&buffer).context("cannot send")?;
                 }
-            }
-        });
-        let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        sent.and(received)
+                Ok(out.shutdown(Shutdown::Write)?)
+            });
+            let receiver = scope.spawn(move || -> Result<u64> {
+                sys::pin(Cpu::Other)?;
+                into.set_read_timeout(Some(PATIENCE))?;
+                let mut buffer = vec![0; BUFFER];
+                let mut bytes = 0;
+                loop {
+                    match into.read(&mut buffer).context("cannot receive")? {
+                        0 => return Ok(bytes),
+                        more => bytes += more as u64,
+                    }
+                }
+            });
+            all.push((sender, receiver));
+        }
+        let mut bytes = 0;
+        for (sender, receiver) in all {
+            let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            sent?;
+            bytes += received?;
+        }
+        anyhow::Ok(bytes)
     })?;
-    Ok(bytes as f64 * 8.0 / took.as_nanos() as f64)
+    Ok(Transfer { bytes, took: begun.elapsed() })
 }
 
 /// Opens `count` connections, exchanges a byte each way and closes them: so many a second. Both ends share one
