@@ -29,6 +29,9 @@ pub const FLOW_PLACES: u32 = FLOW_SETS * FLOW_WAYS as u32;
 /// Parts that the places are gone through in, so that going through one keeps a CPU for some microseconds
 /// only.
 pub const FLOW_SHARDS: u32 = 64;
+/// Egress connections that one sandbox can have at once, unless the operator says otherwise: an eighth of the
+/// room for all.
+pub const EGRESS_LIMIT: u32 = FLOW_PLACES / 8;
 /// Inbound connections that one sandbox can have at once.
 pub const INBOUND_LIMIT: u32 = FLOW_PLACES / 32;
 /// Addresses that one sandbox can have.
@@ -526,9 +529,9 @@ pub struct Throttle {
     pub refusals: u32,
     /// Denials told.
     pub denials: u32,
-    /// Always 0.
-    pub zero: u32,
-    /// Denials that were not told, ever.
+    /// Beginnings and ends of connections told.
+    pub connections: u32,
+    /// Events that were not told, ever.
     pub untold: u64,
 }
 

@@ -2,9 +2,11 @@
 //! their way in.
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
+use filter_common::Reason;
 use filter_common::layout::{Budget, INBOUND_LIMIT, MAX_SANDBOXES};
 
 use crate::atomic;
+use crate::control::egress_ceiling;
 
 #[btf_map]
 static BUDGETS: Array<Budget, { MAX_SANDBOXES as usize }> = Array::new();
@@ -13,18 +15,26 @@ static BUDGETS: Array<Budget, { MAX_SANDBOXES as usize }> = Array::new();
 /// that some other CPU got on.
 const ATTEMPTS: u32 = 64;
 
-/// Takes one place, if fewer than `limit` are taken.
+/// Takes one place, if fewer than `limit` are taken, and no more than the host lets a sandbox have.
+///
+/// # Errors
+/// `connection_limit`, or `capacity` if the policy would allow it.
 #[inline(always)]
-pub fn take(slot: u32, limit: u32) -> bool {
-    let Some(budget) = BUDGETS.get_ptr_mut(slot) else { return false };
+pub fn take(slot: u32, limit: u32) -> Result<(), Reason> {
+    let Some(budget) = BUDGETS.get_ptr_mut(slot) else { return Err(Reason::ConnectionLimit) };
+    let ceiling = egress_ceiling();
+    let (least, reason) =
+        if limit <= ceiling { (limit, Reason::ConnectionLimit) } else { (ceiling, Reason::Capacity) };
     // SAFETY: the array's element lives as long as the map.
     unsafe {
-        if count_up(&raw mut (*budget).active, limit).is_some() {
-            return true;
+        if count_up(&raw mut (*budget).active, least).is_some() {
+            return Ok(());
         }
-        atomic::add(&raw mut (*budget).refused, 1);
+        if matches!(reason, Reason::ConnectionLimit) {
+            atomic::add(&raw mut (*budget).refused, 1);
+        }
     }
-    false
+    Err(reason)
 }
 
 /// Notes the most connections at once, when one has come into being.

@@ -1,6 +1,7 @@
 //! What the loader sets before the programs are loaded.
 
 use aya_ebpf::{Global, helpers::bpf_jiffies64};
+use filter_common::layout::EGRESS_LIMIT;
 
 use crate::skb::Skb;
 
@@ -10,6 +11,9 @@ const SECOND: u64 = 1_000_000_000;
 /// The odd number behind it is for frames that are to go to the inspector.
 #[unsafe(no_mangle)]
 static INJECT_MARK: Global<u32> = Global::new(0);
+/// Egress connections that no sandbox has more of, whatever its policy says.
+#[unsafe(no_mangle)]
+static EGRESS_CEILING: Global<u32> = Global::new(EGRESS_LIMIT);
 #[unsafe(no_mangle)]
 static TCP_HALF_OPEN: Global<u64> = Global::new(30 * SECOND);
 #[unsafe(no_mangle)]
@@ -43,6 +47,12 @@ pub fn to_ticks(nanoseconds: u64) -> u64 {
 #[inline(always)]
 pub fn to_nanoseconds(ticks: u64) -> u64 {
     ticks.wrapping_mul(NANOSECONDS_PER_TICK.load())
+}
+
+/// What a sandbox may take of the room that all share.
+#[inline(always)]
+pub fn egress_ceiling() -> u32 {
+    EGRESS_CEILING.load()
 }
 
 /// A frame that userspace made.

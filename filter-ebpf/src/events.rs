@@ -10,9 +10,9 @@ use aya_ebpf::{
 use filter_common::layout::{Cut, Event, Flow, FlowKey, Sandbox, event_kind};
 use filter_common::{Addr, Class, Reason, RuleWord};
 
-use crate::atomic;
 use crate::skb::Skb;
 use crate::verdict::Subject;
+use crate::{atomic, throttle};
 
 /// Read a few times a second. Waking the reader for every event would cost more than the packets.
 #[btf_map]
@@ -112,6 +112,10 @@ pub unsafe fn connection(
     // The inspector tells of its own connections, with their names.
     // SAFETY: the caller's promise.
     if matches!(RuleWord::from_bits(unsafe { (*flow).rule }).class(), Class::Inspected | Class::Named) {
+        return Told(None);
+    }
+    // SAFETY: the caller's promise.
+    if !throttle::may_tell_connection(unsafe { (*flow).slot }) {
         return Told(None);
     }
     let Some(mut entry) = reserve() else { return Told(None) };

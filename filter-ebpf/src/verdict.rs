@@ -270,9 +270,7 @@ fn open_egress(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resul
     let fresh = flows::fresh(slot, packet, subject.macs, subject.rule, policy.generation());
     let Some(flow) = fresh else { return Err(Reason::Malformed) };
     flow.bytes_out = u64::from(bytes);
-    if !budget::take(slot, policy::egress_connections(policy)) {
-        return Err(Reason::ConnectionLimit);
-    }
+    budget::take(slot, policy::egress_connections(policy))?;
     if decide::belongs_to_inspector(subject.rule)
         && let Err(reason) = punt::note(key)
     {
@@ -412,6 +410,7 @@ fn without_connection(
             Some(rule) if is_from_here(skb) || !decide::belongs_to_inspector(rule) => Ok(Reason::Reply),
             Some(_) | None => Err(Reason::Inbound),
         },
+        Kind::LaterFragment if !sandbox.owns(packet.dst) => Err(Reason::Inbound),
         // Worth nothing without its first fragment, which does belong to a connection.
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
             Class::Allowed | Class::Unmatched => Ok(Reason::Reply),

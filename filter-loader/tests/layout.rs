@@ -61,7 +61,7 @@ fn shared_types_lie_where_the_programs_have_them() {
     same_layout!(btf, Budget { active, peak, refused, inbound, zero });
     same_layout!(btf, Counters { by_reason });
     same_layout!(btf, Count { packets, bytes });
-    same_layout!(btf, Throttle { window, refusals, denials, zero, untold });
+    same_layout!(btf, Throttle { window, refusals, denials, connections, untold });
     same_layout!(
         btf,
         Event {

@@ -154,11 +154,12 @@ fn one_generation_decides() -> Result<()> {
     ground.control.settles(ID, 0, PATIENCE)
 }
 
-/// What ended a connection at one end, and how long after `start`.
+/// What ended a connection at one end, and how long after `start`. One that goes on and on is timed out.
 fn end_of(start: Instant, mut work: impl FnMut() -> io::Result<usize>) -> (Option<Errno>, Duration) {
     loop {
         match work() {
             Ok(0) => return (None, start.elapsed()),
+            Ok(_) if start.elapsed() > PATIENCE => return (Some(Errno::ETIMEDOUT), start.elapsed()),
             Ok(_) => {}
             Err(error) => return (errno(&error), start.elapsed()),
         }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, ops::RangeInclusive, path::Path, time::Duration};
 
+use filter_common::layout::FLOW_PLACES;
 use filter_common::layout::MAX_INSPECTED_PORTS;
 use filter_policy::Name;
 
@@ -13,12 +14,16 @@ use super::{
 };
 
 const EGRESS_CONNECTIONS: RangeInclusive<u32> = 1..=1_000_000;
+/// There is no room for more, even if there is one sandbox only.
+const EGRESS_CEILING: RangeInclusive<u32> = 1..=FLOW_PLACES;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Of flows: the kernel looks once a second, and nothing sensible is silent for longer than a month.
 const SILENCE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 60 * 60);
 /// Of whatever a client waits for.
 const PATIENCE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
 const RATE_PERIOD: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
+/// Files of events: each is renamed when one is set aside.
+const MOST_KEPT: u32 = 1000;
 /// `sun_path` with its terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -38,6 +43,10 @@ pub(super) fn check(config: &Config) -> Checked {
     ingress(&config.ingress)?;
     api_keys(&config.api_keys)?;
     provider(&config.provider)?;
+    if config.events.keep > MOST_KEPT {
+        let message = format!("expected an integer from 0 to {MOST_KEPT}, found {}", config.events.keep);
+        return wrong("events.keep", message);
+    }
     for (key, path) in [
         ("transform.upstream_ca", &config.transform.upstream_ca),
         ("transform.secrets_dir", &config.transform.secrets_dir),
@@ -67,6 +76,15 @@ fn limits(limits: &Limits) -> Checked {
             limits.egress_connections
         );
         return wrong("limits.egress_connections", message);
+    }
+    if !EGRESS_CEILING.contains(&limits.egress_ceiling) {
+        let message = format!(
+            "expected an integer from {} to {}, found {}",
+            EGRESS_CEILING.start(),
+            EGRESS_CEILING.end(),
+            limits.egress_ceiling
+        );
+        return wrong("limits.egress_ceiling", message);
     }
     rate("limits.create_rate", &limits.create_rate)?;
     rate("limits.management_api", &limits.management_api)?;

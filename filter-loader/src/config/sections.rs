@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use filter_common::layout::EGRESS_LIMIT;
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
@@ -51,6 +52,8 @@ pub struct GuardList {
 pub struct Limits {
     /// Concurrent egress connections of a sandbox whose policy says nothing else.
     pub egress_connections: u32,
+    /// Concurrent egress connections that no sandbox has more of, whatever its policy says.
+    pub egress_ceiling: u32,
     /// Sandboxes at the same time; 0 is no limit.
     pub concurrent_sandboxes: u32,
     /// How fast sandboxes may be created.
@@ -65,6 +68,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             egress_connections: 2500,
+            egress_ceiling: EGRESS_LIMIT,
             concurrent_sandboxes: 0,
             create_rate: Rate { requests: 0, per: Duration::from_secs(1) },
             management_api: Rate { requests: 20_000, per: Duration::from_secs(30) },
@@ -287,12 +291,22 @@ impl Default for Metrics {
 }
 
 /// `[events]`
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
     /// File that events are appended to.
     #[serde(deserialize_with = "values::optional")]
     pub jsonl: Option<PathBuf>,
+    /// Bytes after which the file is set aside and a new one begun; 0 is never.
+    pub max_bytes: u64,
+    /// How many files that were set aside are kept.
+    pub keep: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { jsonl: None, max_bytes: 64 << 20, keep: 4 }
+    }
 }
 
 /// `[provider]`: what makes a sandbox when the API is asked for one.

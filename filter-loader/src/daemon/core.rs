@@ -116,8 +116,18 @@ impl Core {
             self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.template.policy))
         });
         if let Err(error) = attached {
+            let mut in_force = sandbox.in_force();
+            if let Err(left) = self.take_out_of_force(&sandbox, &mut in_force)
+                && in_force.lease.is_some()
+            {
+                // Its place is not free while something of it is in the kernel: it stays until a detach succeeds.
+                self.registry.enter(reservation, sandbox.clone());
+                return Err(ControlError::failed(format!(
+                    "{error}; and what was done cannot be undone: {left}. Detach {} to try again",
+                    sandbox.id
+                )));
+            }
             self.registry.retract(&sandbox);
-            self.take_out_of_force(&sandbox, &mut sandbox.in_force())?;
             return Err(error);
         }
         self.registry.enter(reservation, sandbox.clone());
@@ -179,6 +189,28 @@ impl Core {
         if in_force.lease.is_none() {
             return Err(ControlError::not_found(&sandbox.id));
         }
+        let old_lease = self.flip(sandbox, in_force, template)?;
+        let settled = self.kernel.policies.wait_grace_period().map_err(ControlError::from);
+        settled.and_then(|()| self.settle(sandbox, old_lease)).map_err(|error| {
+            ControlError::failed(format!(
+                "the new policy is in force, but connections that it does not permit may last until their next \
+                 packet: {}",
+                error.message
+            ))
+        })
+    }
+
+    /// Puts another policy in force, up to the store after which packets are judged by it. What was in force
+    /// before is returned for [`Self::settle`], a grace period later.
+    ///
+    /// # Errors
+    /// The old one is in force then.
+    pub(super) fn flip(
+        &self,
+        sandbox: &Sandbox,
+        in_force: &mut InForce,
+        template: Arc<Template>,
+    ) -> Result<Option<Lease>, ControlError> {
         let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
         if let Err(error) = self.state.save(&Record::of(sandbox, generation, &template.policy)) {
@@ -191,24 +223,16 @@ impl Core {
         let old = std::mem::replace(&mut in_force.template, template);
         in_force.previous = Some((in_force.generation, old.policy.clone()));
         in_force.generation = generation;
-        let old_lease = in_force.lease.replace(lease);
+        Ok(in_force.lease.replace(lease))
+    }
 
-        let settled = self.kernel.policies.wait_grace_period().map_err(ControlError::from).and_then(|()| {
-            // By the inspector first, who knows the names of what it cuts.
-            self.inspection.rejudge(sandbox.tenant);
-            self.cut_revoked(sandbox)
-        });
-        match (settled, old_lease) {
-            (Ok(()), Some(old_lease)) => self.kernel.policies.release(old_lease),
-            (Ok(()), None) => {}
-            // The old policy keeps its place: packets may still be looking at it.
-            (Err(error), _) => {
-                return Err(ControlError::failed(format!(
-                    "the new policy is in force, but connections that it does not permit may last until their \
-                     next packet: {}",
-                    error.message
-                )));
-            }
+    /// Ends what the policy in force no longer permits, and gives back the one before.
+    pub(super) fn settle(&self, sandbox: &Sandbox, old_lease: Option<Lease>) -> Result<(), ControlError> {
+        // By the inspector first, who knows the names of what it cuts.
+        self.inspection.rejudge(sandbox.tenant);
+        self.cut_revoked(sandbox)?;
+        if let Some(old_lease) = old_lease {
+            self.kernel.policies.release(old_lease);
         }
         Ok(())
     }
@@ -315,7 +339,7 @@ impl Core {
         let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
         let connections = Connections {
             active: activity.budget.active,
-            limit: policy.limits.egress_connections,
+            limit: policy.limits.egress_connections.min(self.config.limits.egress_ceiling),
             peak: activity.budget.peak,
             refused: activity.budget.refused,
         };

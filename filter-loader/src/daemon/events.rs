@@ -1,11 +1,7 @@
 //! What the kernel tells, as lines for people and programs.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -20,6 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::core::Core;
+use super::journal::Journal;
 use super::registry::Sandbox;
 use crate::kernel::rings::Ring;
 
@@ -126,26 +123,24 @@ struct Folded {
 
 struct Writer {
     core: Arc<Core>,
-    out: Option<BufWriter<File>>,
+    out: Option<Journal>,
     folded: HashMap<Denial, Folded>,
     inspected: InspectedEvents,
     /// What each sandbox's throttle had held back when it was last looked at.
     untold: HashMap<u32, u64>,
 }
 
-/// Starts the thread that reads the ring of events, until `stop`. `jsonl`: where lines go, if anywhere.
+/// Starts the thread that reads the ring of events, until `stop`. `out`: where lines go, if anywhere.
 ///
 /// # Errors
-/// If the file cannot be written, or there can be no more threads.
+/// If there can be no more threads.
 pub fn start(
     core: Arc<Core>,
     mut ring: Ring<layout::Event>,
     inspected: InspectedEvents,
-    jsonl: Option<&Path>,
+    out: Option<Journal>,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let open = |path| File::options().create(true).append(true).mode(0o640).open(path);
-    let out = jsonl.map(open).transpose()?.map(BufWriter::new);
     // What was held back under an earlier daemon was told by that.
     let mut untold = HashMap::new();
     for sandbox in core.kernel.sandboxes.all().map_err(std::io::Error::other)? {
@@ -251,9 +246,10 @@ impl Writer {
 
     fn write(&mut self, line: &impl Serialize) {
         let Some(out) = &mut self.out else { return };
-        let written = serde_json::to_writer(&mut *out, line)
-            .map_err(std::io::Error::from)
-            .and_then(|()| out.write_all(b"\n"));
+        let written = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut bytes| {
+            bytes.push(b'\n');
+            out.write(&bytes)
+        });
         if let Err(error) = written {
             tracing::error!(%error, "cannot write events");
         }

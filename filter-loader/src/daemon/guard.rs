@@ -9,6 +9,7 @@ use super::registry::Sandbox;
 use super::templates::content_hash;
 use crate::config::Config;
 use crate::error::ControlError;
+use crate::kernel::Lease;
 use crate::netlink::Netlink;
 
 /// The guard as configuration and host have it now.
@@ -54,10 +55,28 @@ impl Core {
         }
         self.set_guard(present);
         let mut first_error = Ok(());
+        let mut note = |sandbox: &Sandbox, error: ControlError| {
+            tracing::error!(sandbox = %sandbox.id, %error, "cannot follow the host's addresses");
+            if first_error.is_ok() {
+                first_error = Err(error);
+            }
+        };
+        let mut flipped = Vec::new();
         for sandbox in self.registry.all() {
-            if let Err(error) = self.refresh_if_guard_changed(&sandbox) {
-                tracing::error!(sandbox = %sandbox.id, %error, "cannot follow the host's addresses");
-                first_error = first_error.and(Err(error));
+            match self.flip_if_guard_changed(&sandbox) {
+                Ok(Some(old_lease)) => flipped.push((sandbox, old_lease)),
+                Ok(None) => {}
+                Err(error) => note(&sandbox, error),
+            }
+        }
+        if flipped.is_empty() {
+            return first_error;
+        }
+        // One for all of them.
+        self.kernel.policies.wait_grace_period()?;
+        for (sandbox, old_lease) in flipped {
+            if let Err(error) = self.settle(&sandbox, Some(old_lease)) {
+                note(&sandbox, error);
             }
         }
         first_error
@@ -65,14 +84,22 @@ impl Core {
 
     /// Replaces a sandbox's policy by itself, if what it was compiled with is not the present guard.
     pub(super) fn refresh_if_guard_changed(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        let Some(old_lease) = self.flip_if_guard_changed(sandbox)? else { return Ok(()) };
+        self.kernel.policies.wait_grace_period()?;
+        self.settle(sandbox, Some(old_lease))
+    }
+
+    /// The first half of that. Not under one lock with the second: an update between the two is complete by
+    /// itself.
+    fn flip_if_guard_changed(&self, sandbox: &Sandbox) -> Result<Option<Lease>, ControlError> {
         let mut in_force = sandbox.in_force();
         let wanted = content_hash(&in_force.template.policy, &self.guard());
         match &in_force.lease {
             Some(lease) if lease.hash() != wanted => {
                 let template = self.template(Arc::clone(&in_force.template.policy))?;
-                self.replace(sandbox, &mut in_force, template)
+                self.flip(sandbox, &mut in_force, template)
             }
-            Some(_) | None => Ok(()),
+            Some(_) | None => Ok(None),
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::core::Core;
 use super::inspection::punt_settings;
+use super::journal::Journal;
 use super::state::StateDir;
 use super::{cut, events, guard, inspection};
 use crate::config::Config;
@@ -37,6 +38,7 @@ pub fn settings(config: &Config) -> Settings {
         tcp_established: timeouts.tcp_established,
         udp: timeouts.udp,
         icmp: timeouts.icmp,
+        egress_ceiling: config.limits.egress_ceiling,
         attach: match config.kernel.attach {
             Attach::Auto => AttachMode::Auto,
             Attach::Tcx => AttachMode::Tcx,
@@ -74,7 +76,9 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
 
     let kernel = Kernel::load(&config.paths.bpffs_dir, &settings(&config))?;
     let rings = kernel.rings.lock().ok().and_then(|mut rings| rings.take());
-    let jsonl = config.events.jsonl.clone();
+    let open = |path| Journal::open(path, config.events.max_bytes, config.events.keep);
+    let journal = config.events.jsonl.as_deref().map(open).transpose();
+    let journal = journal.map_err(failed("cannot write [events].jsonl"))?;
     let socket = config.paths.socket.clone();
     let core = Arc::new(Core::new(config, kernel, netlink, state, guard));
 
@@ -91,8 +95,8 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         blocking(&core, |core| core.reconcile()).await?;
         if let Some(events) = events {
             // Among them those of the time without a daemon, which are somebody's only now.
-            let started = events::start(core.clone(), events, inspected, jsonl.as_deref(), stop.clone());
-            threads.push(started.map_err(failed("cannot write [events].jsonl"))?);
+            let started = events::start(core.clone(), events, inspected, journal, stop.clone());
+            threads.push(started.map_err(failed("cannot start a thread"))?);
         }
         // It can judge nobody before everybody is known.
         inspector.open(&core)?;

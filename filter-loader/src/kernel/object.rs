@@ -61,6 +61,8 @@ pub struct Settings {
     pub udp: Duration,
     /// … of an ICMP echo exchange.
     pub icmp: Duration,
+    /// Egress connections that no sandbox has more of, whatever its policy says.
+    pub egress_ceiling: u32,
     /// How to attach.
     pub attach: AttachMode,
     /// What is handed to the inspector, and how it is told.
@@ -180,6 +182,7 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
     }
     let punt = &settings.punt;
     let ports = punt.ports.map(u16::to_be);
+    loader.override_global("EGRESS_CEILING", &settings.egress_ceiling, true);
     loader.override_global("INJECT_MARK", &mark, true);
     loader.override_global("INSPECTED_PORTS", &ports, true);
     loader.override_global("PUNT_MASK", &punt.mask, true);

@@ -40,7 +40,7 @@ pub struct Activity {
     pub budget: Budget,
     /// Its packets by reason.
     pub counters: Counters,
-    /// Denials that were counted but not told one by one.
+    /// Denials, and beginnings and ends of connections, that were counted but not told one by one.
     pub untold: u64,
 }
 

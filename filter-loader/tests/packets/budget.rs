@@ -6,10 +6,11 @@ use filter_common::Reason;
 use filter_common::ip::Kind;
 use filter_common::layout::{Ends, FLOW_WAYS, FlowKey, INBOUND_LIMIT, event_kind};
 use filter_common::tcp::Side;
+use filter_loader::kernel::Settings;
 
 use crate::fixtures::frames::*;
 use crate::fixtures::machine::Direction::{Forwarded, FromHost, Out};
-use crate::fixtures::machine::{Machine, REDIRECT, SHOT, SLOT, Tenant, UNSPEC};
+use crate::fixtures::machine::{Machine, PATIENT, REDIRECT, SHOT, SLOT, Tenant, UNSPEC};
 use crate::fixtures::policies::Document;
 
 fn far(family: Family, port: u16) -> SocketAddr {
@@ -41,6 +42,37 @@ fn the_one_over_the_limit_is_refused_until_another_ends() {
         assert_eq!(machine.run(Out, &syn(4)).action, UNSPEC);
         assert_eq!(machine.run(Out, &syn(5)).action, REDIRECT);
         assert_eq!((machine.budget().active, machine.budget().peak, machine.budget().refused), (3, 3, 6));
+    }
+}
+
+/// A policy may allow more than the host gives a sandbox of the room that all share. That is not the budget.
+#[test]
+fn the_ceiling_of_the_host_holds_whatever_the_policy_says() {
+    let mut machine = Machine::with(&Settings { egress_ceiling: 5, ..PATIENT });
+    for family in Family::BOTH {
+        machine.enter(&Tenant::ORDINARY, Document::Empty);
+        machine.used = true;
+        let syn = |port| tcp(here(family), far(family, port), SYN, b"");
+        for port in 1..=5 {
+            assert_eq!(machine.run(Out, &syn(port).bytes).action, UNSPEC);
+        }
+        machine.events();
+        assert_eq!(machine.run(Out, &syn(6).bytes).action, REDIRECT, "refused at once, not dropped");
+        let snapshot = machine.snapshot();
+        assert_eq!((snapshot.budget.active, snapshot.budget.refused), (5, 0));
+        assert_eq!(snapshot.count(Reason::Capacity), (1, syn(6).len()));
+        assert_eq!(snapshot.count(Reason::ConnectionLimit), (0, 0));
+        let [event] = machine.events()[..] else { panic!("one event") };
+        assert_eq!((event.kind, event.reason), (event_kind::DENY, Reason::Capacity as u8));
+        // Below the ceiling it is the policy's limit that counts, with its own reason.
+        machine.adopt(Document::Three);
+        assert_eq!(machine.run(Out, &syn(6).bytes).action, REDIRECT);
+        assert_eq!(machine.snapshot().count(Reason::ConnectionLimit).0, 1);
+        // Another connection's end makes room.
+        machine.adopt(Document::Empty);
+        let reset = tcp(far(family, 2), here(family), RST, b"").bytes;
+        assert_eq!(machine.run(Forwarded, &reset).action, UNSPEC);
+        assert_eq!(machine.run(Out, &syn(6).bytes).action, UNSPEC);
     }
 }
 

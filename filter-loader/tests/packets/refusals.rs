@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use filter_common::Reason;
+use filter_common::layout::event_kind;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::fixtures::answer::{assert_reset, assert_unreachable};
 use crate::fixtures::frames::*;
 use crate::fixtures::machine::Direction::Out;
-use crate::fixtures::machine::{Machine, REDIRECT, SHOT, SLOT, Tenant};
+use crate::fixtures::machine::{Machine, REDIRECT, SHOT, SLOT, Tenant, UNSPEC};
 use crate::fixtures::policies::Document;
 
 /// The checksums are computed from what the segment's was; so try many.
@@ -106,4 +107,32 @@ fn a_full_ring_of_events_loses_events_and_no_verdicts() {
     assert_eq!(machine.events().len() as u64 + snapshot.lost, 2 * ROUNDS, "what is lost is counted");
     assert_eq!(snapshot.count(Reason::Default).0, 2 * ROUNDS);
     assert_eq!((snapshot.budget.active, snapshot.egress.len()), (0, 0));
+}
+
+/// A sandbox that begins and ends connections as fast as it can does not fill the ring that all share.
+#[test]
+fn connections_are_told_up_to_a_limit_and_the_rest_are_counted() {
+    const MANY: u32 = 20_000;
+    let mut machine = Machine::new();
+    machine.used = true;
+    for number in 0..MANY {
+        // As if the others were somebody else's.
+        if number % 2000 == 0 {
+            machine.set_budget(0);
+        }
+        let port = u16::try_from(10_000 + number).unwrap();
+        let frame = udp(SocketAddr::new(ip(SANDBOX_V4), port), there(Family::V4), b"x");
+        assert_eq!(machine.run(Out, &frame.bytes).action, UNSPEC);
+    }
+    machine.events();
+    let before = machine.snapshot();
+    assert_eq!(before.egress.len(), MANY as usize);
+    machine.forget(machine.tenant);
+    let told = machine.events().iter().filter(|event| event.kind == event_kind::CLOSE).count() as u64;
+    let after = machine.snapshot();
+    assert!(after.egress.is_empty());
+    // It takes less than a window, but for one that ends meanwhile.
+    assert!((1..=12_000).contains(&told), "{told} of {MANY} are told");
+    assert_eq!(told + after.untold - before.untold, u64::from(MANY), "what is not told is counted");
+    assert_eq!((after.lost, machine.snapshot_of(SLOT + 1).untold), (before.lost, 0));
 }

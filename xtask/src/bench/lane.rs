@@ -21,7 +21,7 @@ pub const SANDBOX: &str = "bench";
 const CONNECTIONS: u32 = 1_000_000;
 
 /// The product's daemon; a UDP flow is over after a second, so that a row of new flows can follow another.
-const CONFIG: &str = "[timeouts]\nudp = \"1s\"\n[events]\njsonl = \"\"\n";
+const CONFIG: &str = "[limits]\negress_ceiling = 262144\n[timeouts]\nudp = \"1s\"\n[events]\njsonl = \"\"\n";
 
 /// A contender's filter.
 enum Filter {

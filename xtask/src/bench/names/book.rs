@@ -12,7 +12,7 @@ pub const ASKED: usize = 16;
 pub const SERVERS: usize = 8;
 
 /// More connections than any row has, so that the limit is kept but never reached.
-const CONNECTIONS: u32 = 1_000_000;
+const CONNECTIONS: u32 = 30_000;
 
 /// Names that a policy allows. Those of another edition are others.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -83,6 +83,7 @@ fn config(descriptors: u64) -> String {
         "daemon off;
 user root;
 pid /run/nginx.pid;
+error_log stderr crit;
 worker_processes 2;
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 events {{
