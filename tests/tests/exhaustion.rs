@@ -201,8 +201,10 @@ fn events_that_nobody_reads_are_counted_as_lost() -> Result<()> {
         let lines = text.lines().filter(|line| line.contains(r#""event":"dropped""#));
         lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()?["dropped"].as_u64()).sum()
     };
-    eventually("the loss is told", PATIENCE, || Ok(told_lost(&lines()?) == lost))?;
+    // Besides those that found no room there may be some that came too fast.
+    eventually("the loss is told", PATIENCE, || Ok(told_lost(&lines()?) >= lost))?;
     let of_one = lines()?.lines().filter(|line| line.contains(r#""sandbox":"one""#)).count() as u64;
+    let lost = told_lost(&lines()?);
     assert!(of_one + lost >= u64::from(CONNECTIONS), "{of_one} told, {lost} lost");
     let doctor = daemon.cli_json(&["doctor"])?;
     let warned = doctor["findings"].as_array().into_iter().flatten().any(|one| one["check"] == "events");
@@ -211,9 +213,10 @@ fn events_that_nobody_reads_are_counted_as_lost() -> Result<()> {
 }
 
 #[test]
-fn a_full_map_of_connections_refuses_and_empties() -> Result<()> {
-    /// More than there is room for.
-    const CONNECTIONS: u32 = 330_000;
+fn one_sandbox_cannot_use_up_the_room_of_all() -> Result<()> {
+    /// More than the host gives a sandbox, and fewer than its policy does.
+    const CONNECTIONS: u32 = 100_000;
+    const CEILING: u32 = 32_768;
     let policy = json!({ "limits": { "egressConnections": 1_000_000 } });
     let Stand { daemon, control, sandbox, neighbour, topology } = &stand("", &policy)?;
     let _echo = topology.serve(Service::TcpEcho, 7)?;
@@ -224,8 +227,9 @@ fn a_full_map_of_connections_refuses_and_empties() -> Result<()> {
     let show = control.show("one")?;
     let (full, now) = (packets(&show, "capacity")?, support_b::Connections::of(&show)?);
     println!("{full} refused for want of room: {now:?}");
-    assert!(full > 0, "{now:?}");
+    assert_eq!(now.active, u64::from(CEILING), "{now:?}");
     assert_eq!(now.active + full, u64::from(sent), "each is either followed or refused");
+    assert!(reaches(neighbour, (A, 7))?, "nobody else is refused anything");
     // The one that finds no room has taken its place in the budget before.
     assert!(now.active <= now.peak && now.peak <= now.active + 1, "{now:?}");
     assert_eq!(packets(&show, "connection_limit")?, 0);

@@ -93,19 +93,23 @@ fn a_flood_is_counted_in_full_and_answered_in_part() {
 
 #[test]
 fn a_full_ring_of_events_loses_events_and_no_verdicts() {
-    // 4 MiB of 88 bytes and a header of 8: a good 43,000.
-    const ROUNDS: u64 = 25_000;
+    // 4 MiB of 88 bytes and a header of 8: a good 43,000. One sandbox is told so many of in some tenths of a
+    // second only, however fast the machine is.
+    const MOST_ROUNDS: u64 = 2_000_000;
     let mut machine = Machine::new();
     let (a, b) = (here(Family::V4), there(Family::V4));
     let (begin, end) = (tcp(a, b, SYN, b"").bytes, tcp(a, b, RST, b"").bytes);
-    for _ in 0..ROUNDS {
+    let mut rounds = 0;
+    while rounds % 1000 != 0 || machine.snapshot_of_nobody().lost == 0 {
+        assert!(rounds < MOST_ROUNDS, "the ring was never full");
         assert_eq!(machine.run(Out, &begin).action, -1);
         assert_eq!(machine.run(Out, &end).action, -1);
+        rounds += 1;
     }
     let snapshot = machine.snapshot();
-    assert!(snapshot.lost > 0, "the ring was never full");
-    assert_eq!(machine.events().len() as u64 + snapshot.lost, 2 * ROUNDS, "what is lost is counted");
-    assert_eq!(snapshot.count(Reason::Default).0, 2 * ROUNDS);
+    let missing = snapshot.lost + snapshot.untold;
+    assert_eq!(machine.events().len() as u64 + missing, 2 * rounds, "what is lost or held back is counted");
+    assert_eq!(snapshot.count(Reason::Default).0, 2 * rounds);
     assert_eq!((snapshot.budget.active, snapshot.egress.len()), (0, 0));
 }
 
