@@ -44,7 +44,7 @@ pub fn sandbox() -> Sandbox {
         ifindex: 3,
         addr_count: 2,
         mac: MAC,
-        zero: [0; 6],
+        iface_mac: [0; 6],
         addrs,
     }
 }

@@ -1,10 +1,10 @@
 //! The part of the filter that looks at names: TCP to the inspected ports, and DNS.
 //!
 //! The kernel hands over ("punts") connections that it cannot judge by address. [`server`] accepts them and
-//! asks its [`host::Host`] whose they are and which [`rules::Rules`] are in force. [`tls`] reads the name out
-//! of a ClientHello ([`hello`]), [`http`] out of every request; [`rules`] judges it; [`dial`] connects to an
-//! address that [`resolve`] found for the name, never to the one that the sandbox chose; [`relay`] moves the
-//! bytes. [`dns`] answers the sandbox's queries. [`open`] has the connections that are going on, to judge
+//! asks its [`host::Host`] whose they are and which [`rules::Rules`] are in force. `tls` reads the name out
+//! of a ClientHello ([`hello`]), [`http`] out of every request; [`rules`] judges it; `dial` connects to an
+//! address that [`resolve`] found for the name, never to the one that the sandbox chose; `relay` moves the
+//! bytes. [`dns`] answers the sandbox's queries. `open` has the connections that are going on, to judge
 //! them again when a policy is replaced.
 //!
 //! Parsers and judges are pure and never wait; whatever reads or writes a socket decides nothing. How policy

@@ -284,7 +284,12 @@ proptest! {
                 Class::Denied if named.precedence == Precedence::DenyFirst => Class::Denied,
                 Class::Denied if servers.contains(&addr) => Class::Resolver,
                 Class::Denied => Class::Inspected,
-                other => other,
+                Class::Unmatched
+                | Class::Allowed
+                | Class::Guarded
+                | Class::Inspected
+                | Class::Resolver
+                | Class::Named => before.class(),
             };
             prop_assert_eq!(now.class(), expected, "{}", addr);
         }
