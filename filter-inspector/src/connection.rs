@@ -51,6 +51,8 @@ pub(crate) struct Refused {
 
 impl<H: Host> Connection<H> {
     pub(crate) fn new(shared: Arc<Shared<H>>, entry: Arc<Entry>, client: TcpStream) -> Self {
+        // Should the process die, no end may take a part of a transfer for the whole.
+        reset_on_close(&client);
         Self { shared, entry, client, upstream: None, opened: None, buffered: 0, abrupt: false }
     }
 
@@ -165,6 +167,7 @@ impl<H: Host> Connection<H> {
                     }
                 }
             }
+            reset_on_close(&upstream);
             self.upstream = Some(upstream);
             self.opened = Some(Instant::now());
             host.allowed(self.flow(), self.tenant(), going.rule);
@@ -175,7 +178,9 @@ impl<H: Host> Connection<H> {
 
     /// Takes leave of the upstream and tells so.
     pub(crate) fn leave_upstream(&mut self) {
-        self.upstream = None;
+        if let Some(upstream) = self.upstream.take() {
+            end_on_close(&upstream);
+        }
         let Some(opened) = self.opened.take() else { return };
         if let Some(going) = self.entry.going() {
             self.tell(Happening::Close, &going, Some(opened));
@@ -271,9 +276,10 @@ impl<H: Host> Drop for Connection<H> {
         self.discharge();
         let cut = self.entry.cut();
         if self.abrupt || cut.is_some() {
-            for stream in [Some(&self.client), self.upstream.as_ref()].into_iter().flatten() {
-                reset_on_close(stream);
-            }
+            // Closed as it is, it is reset.
+            self.upstream = None;
+        } else {
+            end_on_close(&self.client);
         }
         if let Some(Cut::Revoked { rule, generation }) = cut
             && let Some(going) = self.entry.going()
@@ -290,6 +296,12 @@ impl<H: Host> Drop for Connection<H> {
 pub(crate) fn reset_on_close(stream: &TcpStream) {
     // Without it the socket closes all the same, only more politely.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Has a stream end in order when it is dropped.
+fn end_on_close(stream: &TcpStream) {
+    // Without it the other end hears of a reset.
+    let _ = SockRef::from(stream).set_linger(None);
 }
 
 /// Writes all of it.

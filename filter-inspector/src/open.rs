@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -68,8 +68,14 @@ pub(crate) struct Entry {
     pub(crate) received: AtomicU64,
     /// Told when there may be other rules.
     pub(crate) changed: Notify,
+    /// How often in a row the kernel did not know it.
+    unknown: AtomicU32,
     state: Mutex<State>,
 }
+
+/// How often in a row the kernel may not know a connection before it is ended. One that both ends have closed
+/// is none of the kernel's any more while its last bytes may still be on their way to the upstream.
+const UNKNOWN: u32 = 3;
 
 #[derive(Debug, Default)]
 struct State {
@@ -219,6 +225,7 @@ impl Register {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             changed: Notify::new(),
+            unknown: AtomicU32::new(0),
             state: Mutex::default(),
         });
         connections.entries.insert(id, Arc::clone(&entry));
@@ -250,6 +257,20 @@ impl Register {
             }
         }
         cut
+    }
+
+    /// Ends the connections that the kernel no longer follows, and no longer counts: a sandbox can have it forget
+    /// one with a reset that this host's stack does not believe. To be called every now and then.
+    pub(crate) fn sweep(&self, is_known: impl Fn(&Entry) -> bool) {
+        let entries: Vec<_> =
+            self.inner().tenants.values().flat_map(|connections| connections.entries.values().cloned()).collect();
+        for entry in entries {
+            if is_known(&entry) {
+                entry.unknown.store(0, Ordering::Relaxed);
+            } else if entry.unknown.fetch_add(1, Ordering::Relaxed) + 1 >= UNKNOWN {
+                Entry::end(&mut entry.state(), Cut::Gone);
+            }
+        }
     }
 
     /// Ends all connections of a sandbox.

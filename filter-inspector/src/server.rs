@@ -192,6 +192,7 @@ impl<H: Host> Inspector<H> {
             accepting.spawn(self.clone().accept(TcpListener::from_std(listener)?));
         }
         accepting.spawn(tick());
+        accepting.spawn(self.clone().sweep());
         shutdown.await;
         accepting.shutdown().await;
         self.shared.register.end_all();
@@ -222,6 +223,15 @@ impl<H: Host> Inspector<H> {
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.shared.register.len()
+    }
+
+    /// Ends what the kernel no longer follows.
+    async fn sweep(self) {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        loop {
+            time::sleep(INTERVAL).await;
+            self.shared.register.sweep(|entry| self.shared.host.tenant(&entry.flow) == Some(entry.tenant));
+        }
     }
 
     async fn accept(self, listener: TcpListener) {
