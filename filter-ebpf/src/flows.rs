@@ -326,13 +326,16 @@ pub unsafe fn end(place: *mut u64, tag: u64, entry: *mut FlowEntry) -> bool {
             reason,
             inbound,
         );
-        let key = (*entry).key;
+        let noted = punt::noted(&(*entry).key);
+        if decide::belongs_to_inspector(rule) {
+            punt::forget_verdict(&(*entry).key);
+        }
         if !atomic::replace_word(place, tag, 0) {
             told.discard();
             return false;
         }
         if decide::belongs_to_inspector(rule) {
-            punt::forget(&key);
+            punt::forget(&noted);
         }
         give_back(slot, direction);
         told.submit();
@@ -418,7 +421,7 @@ pub fn open(key: &FlowKey, slot: u32, direction: Direction, flow: &Flow) -> Resu
         Made::NoRoom => {
             give_back(slot, direction);
             if decide::belongs_to_inspector(RuleWord::from_bits(flow.rule)) {
-                punt::forget(key);
+                punt::forget(&punt::noted(key));
             }
             return Err(Reason::Capacity);
         }

@@ -71,11 +71,22 @@ pub fn note(key: &FlowKey) -> Result<(), Reason> {
     }
 }
 
-/// The connection is over.
+/// Under what a connection is noted.
 #[inline(always)]
-pub fn forget(key: &FlowKey) {
+pub fn noted(key: &FlowKey) -> PuntKey {
+    PuntKey::of(key)
+}
+
+/// The connection that was noted so is over.
+#[inline(always)]
+pub fn forget(noted: &PuntKey) {
     // What is not there need not be removed.
-    let _ = PUNTED.remove(PuntKey::of(key));
+    let _ = PUNTED.remove(noted);
+}
+
+/// No packet of the connection comes for its verdict any more.
+#[inline(always)]
+pub fn forget_verdict(key: &FlowKey) {
     let _ = VERDICTS.remove(key);
 }
 

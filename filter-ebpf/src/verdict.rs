@@ -394,9 +394,8 @@ fn is_by_host(skb: &Skb) -> bool {
     is_from_here(skb) && !is_inspectors(skb)
 }
 
-/// The verdict on what is sent to the sandbox and cannot belong to a connection. Not inlined, for the sake of
-/// the stack.
-#[inline(never)]
+/// The verdict on what is sent to the sandbox and cannot belong to a connection.
+#[inline(always)]
 fn without_connection(
     skb: &Skb,
     sandbox: &Sandbox,
