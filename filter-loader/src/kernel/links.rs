@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 
 use super::{KernelError, pins, program};
@@ -119,9 +120,19 @@ impl Links {
             }
         }
         // First, so that no other program can let a packet past us.
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let order = || TcAttachOptions::TcxOrder(LinkOrder::first());
         let attach_error = program(way.program());
-        let id = classifier.attach_with_options(iface, way.hook(), order).map_err(&attach_error)?;
+        let begun = Instant::now();
+        let id = loop {
+            match classifier.attach_with_options(iface, way.hook(), order()) {
+                // The kernel takes a link off that was just given up when it gets to it; until then the program
+                // counts as attached.
+                Err(error) if is_there_already(&error) && begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(STEP);
+                }
+                attached => break attached.map_err(&attach_error)?,
+            }
+        };
         let link = classifier.take_link(id).map_err(&attach_error)?;
         let link =
             FdLink::try_from(link).map_err(|source| KernelError::Link { path: path.clone(), source })?;
@@ -173,6 +184,14 @@ impl Links {
     pub const fn is_tcx(&self) -> bool {
         self.tcx
     }
+}
+
+/// How long a link that was given up may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(3);
+const STEP: Duration = Duration::from_millis(5);
+
+fn is_there_already(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists)
 }
 
 /// Where links are pinned, in a directory a sandbox.
