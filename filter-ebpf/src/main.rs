@@ -111,7 +111,7 @@ pub fn to_sandbox(ctx: TcContext) -> i32 {
 #[sk_lookup]
 pub fn to_inspector(ctx: SkLookupContext) -> u32 {
     match punt::select_socket(&ctx) {
-        Selection::Selected => SK_PASS,
+        Selection::Selected | Selection::Elsewhere => SK_PASS,
         // What a sandbox sends to an address of the host is refused before; it has no other business here.
         Selection::NotPunted(ifindex) if sandboxes::on_interface(ifindex).is_some() => SK_DROP,
         Selection::NotPunted(_) => SK_PASS,

@@ -152,6 +152,8 @@ fn take_hops(skb: &Skb) -> bool {
 
 /// What becomes of a packet that the host looks a socket up for.
 pub enum Selection {
+    /// It is for a port that is none of ours: as if this program were not there.
+    Elsewhere,
     /// It was not punted. Where it came in.
     NotPunted(u32),
     /// It has its socket.
@@ -169,7 +171,7 @@ pub fn select_socket(ctx: &SkLookupContext) -> Selection {
         unsafe { ((*lookup).family, (*lookup).protocol as u8, (*lookup).local_port as u16) };
     // The host's own connections come by here too; most end with this.
     if !(local_port == ports::DNS || ports::is_inspected(local_port.to_be())) {
-        return Selection::NotPunted(0);
+        return Selection::Elsewhere;
     }
     const AF_INET: u32 = 2;
     let v4 = family == AF_INET;

@@ -143,7 +143,11 @@ impl<H: Host> Connection<H> {
                 }
             };
             let Some(dialled) = dialled else { continue };
-            let (upstream, resolved) = dialled.map_err(|reason| Refused { reason, rule, generation })?;
+            let (upstream, resolved) = dialled.map_err(|reason| {
+                // The guard decides whatever a rule says.
+                let rule = if reason == Reason::Guarded { RuleWord::UNMATCHED } else { rule };
+                Refused { reason, rule, generation }
+            })?;
             let name = match &target {
                 Target::Name(name) => Some(name.clone()),
                 Target::Address(_) => None,

@@ -284,7 +284,7 @@ fn ambiguous() -> Vec<(&'static str, Vec<u8>, u16)> {
         (
             "h2c",
             field("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__"),
-            400,
+            403,
         ),
         ("h2c among others", field("Connection: Upgrade\r\nUpgrade: websocket, h2c"), 403),
         ("HTTP/2.0 as an upgrade", field("Connection: Upgrade\r\nUpgrade: HTTP/2.0"), 403),
