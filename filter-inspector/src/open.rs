@@ -262,8 +262,12 @@ impl Register {
     /// Ends the connections that the kernel no longer follows, and no longer counts: a sandbox can have it forget
     /// one with a reset that this host's stack does not believe. To be called every now and then.
     pub(crate) fn sweep(&self, is_known: impl Fn(&Entry) -> bool) {
-        let entries: Vec<_> =
-            self.inner().tenants.values().flat_map(|connections| connections.entries.values().cloned()).collect();
+        let entries: Vec<_> = self
+            .inner()
+            .tenants
+            .values()
+            .flat_map(|connections| connections.entries.values().cloned())
+            .collect();
         for entry in entries {
             if is_known(&entry) {
                 entry.unknown.store(0, Ordering::Relaxed);
