@@ -75,6 +75,7 @@ struct Dropped {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Denial {
     tenant: u32,
+    generation: u32,
     reason: &'static str,
     proto: String,
     src: Option<IpAddr>,
@@ -190,6 +191,7 @@ impl Writer {
         }
         let denial = Denial {
             tenant,
+            generation: line.generation,
             reason: line.reason,
             proto: line.proto.clone(),
             src: line.src,
