@@ -5,9 +5,10 @@ use std::fmt;
 use filter_policy::Invalid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 
 /// The kind of a failure. Scripts rely on the words and on the exit codes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// It was tried and did not work.
@@ -20,6 +21,8 @@ pub enum ErrorCode {
     NotFound,
     /// The id, the interface or an address belongs to another sandbox, or the state to another daemon.
     Conflict,
+    /// The policy in force is not the one that the change was meant for.
+    PreconditionFailed,
     /// No daemon answers.
     Unreachable,
 }
@@ -31,14 +34,14 @@ impl ErrorCode {
             Self::Failed => 1,
             Self::Usage | Self::InvalidPolicy => 2,
             Self::NotFound => 3,
-            Self::Conflict => 4,
+            Self::Conflict | Self::PreconditionFailed => 4,
             Self::Unreachable => 5,
         }
     }
 }
 
 /// One thing that is wrong with a policy, as it travels to a client.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// One of [`filter_policy::code`].
     pub code: String,
@@ -61,7 +64,7 @@ impl fmt::Display for Problem {
 }
 
 /// Why a command or a request failed: what users read, on the terminal or as JSON.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Error)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Error, ToSchema)]
 pub struct ControlError {
     /// Its kind.
     pub code: ErrorCode,
@@ -98,6 +101,12 @@ impl ControlError {
     /// Something else has what was asked for.
     pub fn conflict(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Conflict, message)
+    }
+
+    /// Somebody changed the policy meanwhile.
+    pub fn precondition_failed() -> Self {
+        let message = "the policy in force is another one by now; look at it and decide again";
+        Self::new(ErrorCode::PreconditionFailed, message)
     }
 
     /// No daemon answers.
@@ -146,6 +155,7 @@ mod tests {
             (ErrorCode::InvalidPolicy, "invalid_policy", 2),
             (ErrorCode::NotFound, "not_found", 3),
             (ErrorCode::Conflict, "conflict", 4),
+            (ErrorCode::PreconditionFailed, "precondition_failed", 4),
             (ErrorCode::Unreachable, "unreachable", 5),
         ] {
             assert_eq!(serde_json::to_value(code).unwrap(), json!(word));

@@ -4,14 +4,17 @@
     allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test panics to fail")
 )]
 
+pub mod api;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod error;
 pub mod kernel;
+pub mod limits;
 pub mod netlink;
 pub mod protocol;
 pub mod routing;
-pub mod server;
+pub mod sandboxes;

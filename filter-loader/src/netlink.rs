@@ -14,11 +14,11 @@ use futures_util::{StreamExt, TryStream, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkGetRequest, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
 /// A connection to the kernel's routing sockets, in the network namespace of the caller.
@@ -27,6 +27,8 @@ pub struct Netlink {
     /// The kernel refuses a list (`EBUSY`) while it is still telling another one on the same socket:
     /// `__netlink_dump_start` in <https://github.com/torvalds/linux/blob/v6.12/net/netlink/af_netlink.c>
     lister: Arc<Mutex<Handle>>,
+    /// For everything that is no list: another socket, so that it waits for none.
+    asker: Handle,
 }
 
 /// A network interface.
@@ -66,10 +68,27 @@ pub enum Change {
     Missed,
 }
 
+impl Change {
+    /// The interface that is not what it was.
+    pub fn link(&self) -> Option<u32> {
+        if let Self::Link(index) = self { Some(*index) } else { None }
+    }
+
+    /// The interface that went away.
+    pub fn link_gone(&self) -> Option<u32> {
+        if let Self::LinkGone(index) = self { Some(*index) } else { None }
+    }
+}
+
 impl Netlink {
     /// The connection itself, for whoever has other things to ask. One list at a time.
     pub async fn handle(&self) -> tokio::sync::MutexGuard<'_, Handle> {
         self.lister.lock().await
+    }
+
+    /// Another connection, for requests that list nothing; any number at a time.
+    pub fn requests(&self) -> Handle {
+        self.asker.clone()
     }
 
     /// Opens a connection. The second value tells of changes from now on.
@@ -78,6 +97,8 @@ impl Netlink {
     /// If the kernel refuses the sockets.
     pub fn open() -> io::Result<(Self, impl futures_util::Stream<Item = Change> + Send + Unpin)> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let (connection, asker, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         let groups = [
             MulticastGroup::Link,
@@ -98,7 +119,7 @@ impl Netlink {
                 _ => None,
             })
         });
-        Ok((Self { lister: Arc::new(Mutex::new(handle)) }, changes))
+        Ok((Self { lister: Arc::new(Mutex::new(handle)), asker }, changes))
     }
 
     /// The interface called `name`, if there is one.
@@ -106,7 +127,29 @@ impl Netlink {
     /// # Errors
     /// If the kernel does not answer.
     pub async fn link(&self, name: &str) -> io::Result<Option<Link>> {
-        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+        // No name of an interface is longer, and the kernel would refuse to look.
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+            return Ok(None);
+        }
+        one(self.asker.link().get().match_name(name)).await
+    }
+
+    /// The interface with this index, if there is one.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub async fn link_at(&self, index: u32) -> io::Result<Option<Link>> {
+        one(self.asker.link().get().match_index(index)).await
+    }
+
+    /// Switches an interface on, unless it is.
+    ///
+    /// # Errors
+    /// If there is none of that name, or the kernel refuses.
+    pub async fn set_up(&self, name: &str) -> io::Result<()> {
+        let link = self.link(name).await?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        let up = LinkUnspec::new_with_index(link.index).up().build();
+        self.asker.link().set(up).execute().await.map_err(io::Error::other)
     }
 
     /// All interfaces.
@@ -115,25 +158,7 @@ impl Netlink {
     /// If the kernel does not answer.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
         let messages = self.list(|handle| handle.link().get().execute()).await?;
-        Ok(messages
-            .into_iter()
-            .map(|message| {
-                let name = message.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name.clone()),
-                    _ => None,
-                });
-                let mac = message.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Address(bytes) => Mac::try_from(bytes.as_slice()).ok(),
-                    _ => None,
-                });
-                Link {
-                    mac: mac.unwrap_or_default(),
-                    index: message.header.index,
-                    name: name.unwrap_or_default(),
-                    ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-                }
-            })
-            .collect())
+        Ok(messages.into_iter().map(Link::from).collect())
     }
 
     /// Every address of the host itself.
@@ -220,6 +245,34 @@ impl Netlink {
     {
         let handle = self.lister.lock().await;
         ask(&handle).try_collect().await.map_err(io::Error::other)
+    }
+}
+
+/// The answer to a question about one interface.
+async fn one(request: LinkGetRequest) -> io::Result<Option<Link>> {
+    match request.execute().try_next().await {
+        Ok(message) => Ok(message.map(Link::from)),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let name = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        let mac = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => Mac::try_from(bytes.as_slice()).ok(),
+            _ => None,
+        });
+        Self {
+            mac: mac.unwrap_or_default(),
+            index: message.header.index,
+            name: name.unwrap_or_default(),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        }
     }
 }
 

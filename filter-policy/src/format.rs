@@ -48,7 +48,10 @@ impl Format {
 
     /// Reads the text; a member that stands twice in one object is refused in every notation, since
     /// two readers could take different ones.
-    pub(crate) fn read(self, text: &str) -> Result<Value, Invalid> {
+    ///
+    /// # Errors
+    /// When the text is no document of this notation.
+    pub fn read(self, text: &str) -> Result<Value, Invalid> {
         // Only messages without an excerpt of the text: that could be somebody's secret.
         let read = match self {
             Self::Json => serde_json::from_str(text).map_err(|error| ("JSON", error.to_string())),

@@ -225,6 +225,11 @@ impl Daemon {
         self.directory.join("config.toml")
     }
 
+    /// The API on the control socket.
+    pub fn api(&self) -> crate::Api {
+        crate::Api::on(self.socket())
+    }
+
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.join("control.sock")

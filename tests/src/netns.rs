@@ -23,6 +23,8 @@ struct Inner {
     name: String,
     path: PathBuf,
     file: File,
+    /// Whether it was made here, and so goes with this.
+    is_own: bool,
 }
 
 impl Netns {
@@ -34,10 +36,17 @@ impl Netns {
         let path = Path::new(janitor::NAMESPACES).join(&name);
         janitor::note(&path);
         let file = make(&path).inspect_err(|_| drop(janitor::remove(&path)))?;
-        let netns = Self(Arc::new(Inner { name, path, file }));
+        let netns = Self(Arc::new(Inner { name, path, file, is_own: true }));
         netns.run(configure)?;
         netlink::with(&netns, async |links| links.up("lo").await)?;
         Ok(netns)
+    }
+
+    /// One that somebody else has made and called `name`.
+    pub fn existing(name: &str) -> Result<Self> {
+        let path = Path::new(janitor::NAMESPACES).join(name);
+        let file = File::open(&path).with_context(|| format!("no namespace {}", path.display()))?;
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), path, file, is_own: false })))
     }
 
     /// The name, as `ip netns` shows it.
@@ -139,6 +148,9 @@ impl Netns {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if !self.is_own {
+            return;
+        }
         if let Err(error) = janitor::remove(&self.path) {
             eprintln!("warning: cannot remove {}: {error}", self.path.display());
         }

@@ -68,8 +68,17 @@ fn documents_have_the_fields_that_tools_rely_on() -> Result<()> {
         "counters",
         "createdAt",
     ];
+    // Whoever attaches is told the secrets; anybody else asks for them.
+    const TOKENS: [&str; 2] = ["trafficAccessToken", "envdAccessToken"];
+    assert_eq!(fields(&attached), [&SHOW[..], &TOKENS].concat());
+    assert_eq!(fields(&show), SHOW);
+    let with_tokens = daemon.cli_json(&["show", "one", "--tokens"])?;
+    for token in TOKENS {
+        assert!(attached[token].as_str().is_some_and(|token| token.len() == 64));
+        assert_eq!(with_tokens[token], attached[token]);
+    }
+    assert!(!daemon.cli(&["show", "one"])?.stdout.contains("token"));
     for document in [&attached, &show] {
-        assert_eq!(fields(document), SHOW);
         assert_eq!(fields(&document["connections"]), CONNECTIONS);
         assert_eq!((&document["id"], &document["iface"]), (&json!("one"), &json!("sbx1")));
         assert_eq!(document["addrs"], json!([sandbox.v4(), sandbox.v6()]));

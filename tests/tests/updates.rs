@@ -309,7 +309,7 @@ fn an_update_that_fails_changes_nothing() -> Result<()> {
         }
         // The daemon itself refuses it as well, the last one aside, which is a matter of the command line.
         if pointer != "/allowPublicTraffic" {
-            let refused = control.ask(&json!({ "update": { "id": "one", "policy": policy } }))?;
+            let refused = control.ask("PUT", "/v1/attachments/one/policy", Some(&policy))?;
             let error = refused.err().context("the daemon took it")?;
             assert_eq!(error["code"], "invalid_policy", "{policy}");
         }

@@ -69,7 +69,7 @@ pub enum Command {
     /// List the sandboxes
     List(SocketArgs),
     /// Show a sandbox: its identity, its policy and its counters
-    Show(IdArgs),
+    Show(ShowArgs),
     /// Show the numbers of a sandbox, or of all
     Stats(StatsArgs),
     /// Validate a policy and print its compiled form; needs no daemon and no privileges
@@ -138,6 +138,17 @@ pub struct IdArgs {
     /// Which daemon is asked.
     #[command(flatten)]
     pub socket: SocketArgs,
+}
+
+/// `show`
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub id: IdArgs,
+    /// Show its secrets too: the tokens of its public URLs and of the controller inside
+    #[arg(long)]
+    pub tokens: bool,
 }
 
 /// `stats`

@@ -19,6 +19,7 @@ mod tests;
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use serde_json::Value;
 
 use self::{
     args::{AttachArgs, Cli, Command, SocketArgs, UpdateArgs},
@@ -28,7 +29,7 @@ use crate::{
     client::Client,
     config::Config,
     error::ControlError,
-    protocol::{AttachRequest, Reply, Request, Show, UpdateRequest},
+    protocol::AttachRequest,
 };
 
 /// Runs the command line of this process.
@@ -80,34 +81,25 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
         Command::Attach(args) => {
             let socket = args.socket.clone();
             let request = attach_request(args)?;
-            printer.print(&sandbox(client(socket)?.ask(&request)?)?)
+            let mut attached = client(socket)?.attach(&request)?;
+            if !printer.is_json() {
+                // On a terminal they would be read over a shoulder; `show --tokens` has them.
+                attached.tokens = None;
+            }
+            printer.print(&attached)
         }
         Command::Update(args) => {
-            let socket = args.socket.clone();
-            let request = update_request(args)?;
-            printer.print(&sandbox(client(socket)?.ask(&request)?)?)
+            let (id, socket) = (args.id.clone(), args.socket.clone());
+            let policy = new_policy(args)?;
+            printer.print(&client(socket)?.update(&id, &policy)?)
         }
         Command::Detach(args) => {
-            let Reply::Done = client(args.socket)?.ask(&Request::Detach { id: args.id.clone() })? else {
-                return Err(unexpected());
-            };
+            client(args.socket)?.detach(&args.id)?;
             printer.print(&Detached { id: args.id, detached: true })
         }
-        Command::List(socket) => {
-            let Reply::Sandboxes(list) = client(socket)?.ask(&Request::List)? else {
-                return Err(unexpected());
-            };
-            printer.print(&list)
-        }
-        Command::Show(args) => {
-            printer.print(&sandbox(client(args.socket)?.ask(&Request::Show { id: args.id })?)?)
-        }
-        Command::Stats(args) => {
-            let Reply::Stats(stats) = client(args.socket)?.ask(&Request::Stats { id: args.id })? else {
-                return Err(unexpected());
-            };
-            printer.print(&stats)
-        }
+        Command::List(socket) => printer.print(&client(socket)?.list()?),
+        Command::Show(args) => printer.print(&client(args.id.socket)?.show(&args.id.id, args.tokens)?),
+        Command::Stats(args) => printer.print(&client(args.socket)?.stats(args.id.as_ref())?),
         Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
         Command::Doctor(socket) => {
             let config = config()?;
@@ -124,13 +116,13 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
     }
 }
 
-fn attach_request(args: AttachArgs) -> Result<Request, ControlError> {
+fn attach_request(args: AttachArgs) -> Result<AttachRequest, ControlError> {
     let policy = args.policy.document()?;
     let addrs = args::Addr::collect(args.addrs).map_err(ControlError::usage)?;
-    Ok(Request::Attach(AttachRequest { id: args.id, iface: args.iface, addrs, mac: args.mac, policy }))
+    Ok(AttachRequest { id: args.id, iface: args.iface, addrs, mac: args.mac, policy })
 }
 
-fn update_request(args: UpdateArgs) -> Result<Request, ControlError> {
+fn new_policy(args: UpdateArgs) -> Result<Value, ControlError> {
     let policy = if args.clear { Some(serde_json::json!({})) } else { args.policy.document()? };
     let Some(policy) = policy else {
         return Err(ControlError::usage(
@@ -139,18 +131,7 @@ fn update_request(args: UpdateArgs) -> Result<Request, ControlError> {
         ));
     };
     policy::refuse_fixed(&policy)?;
-    Ok(Request::Update(UpdateRequest { id: args.id, policy }))
-}
-
-fn sandbox(reply: Reply) -> Result<Show, ControlError> {
-    let Reply::Sandbox(show) = reply else { return Err(unexpected()) };
-    Ok(*show)
-}
-
-fn unexpected() -> ControlError {
-    ControlError::failed(
-        "the daemon answered another question; use a client and a daemon of the same release",
-    )
+    Ok(policy)
 }
 
 /// The manual page of the program or of one of its commands.

@@ -80,6 +80,11 @@ impl Printer {
         Self { json }
     }
 
+    /// Whether programs read it.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints the result of a command that did what it was asked.
     ///
     /// # Errors

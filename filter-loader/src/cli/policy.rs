@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     error::{ControlError, Problem},
-    protocol::MAX_LINE,
+    protocol::MAX_DOCUMENT,
 };
 
 /// Fields that cannot change after `attach`, in both spellings, with the canonical one.
@@ -134,8 +134,8 @@ pub fn read(path: &Path) -> Result<Value, ControlError> {
     let is_stdin = path == Path::new("-");
     let text = if is_stdin { bounded(io::stdin().lock()) } else { File::open(path).and_then(bounded) }
         .map_err(|error| ControlError::usage(format!("cannot read the policy {shown}: {error}")))?;
-    if text.len() > MAX_LINE {
-        let message = format!("the policy {shown} is longer than {} MiB; split it", MAX_LINE >> 20);
+    if text.len() > MAX_DOCUMENT {
+        let message = format!("the policy {shown} is longer than {} MiB; split it", MAX_DOCUMENT >> 20);
         return Err(ControlError::usage(message));
     }
     let format = Format::guess((!is_stdin).then_some(path), &text);
@@ -149,7 +149,7 @@ pub fn read(path: &Path) -> Result<Value, ControlError> {
 /// One byte more than is accepted tells that there is more.
 fn bounded(source: impl Read) -> io::Result<String> {
     let mut text = String::new();
-    source.take(MAX_LINE as u64 + 1).read_to_string(&mut text)?;
+    source.take(MAX_DOCUMENT as u64 + 1).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -10,14 +10,12 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
 
 fn attach(line: &str) -> Result<AttachRequest, ControlError> {
     let Command::Attach(args) = parse(line).unwrap().command else { panic!("another command") };
-    let Request::Attach(request) = attach_request(args)? else { panic!("another request") };
-    Ok(request)
+    attach_request(args)
 }
 
 fn update(line: &str) -> Result<Value, ControlError> {
     let Command::Update(args) = parse(line).unwrap().command else { panic!("another command") };
-    let Request::Update(request) = update_request(args)? else { panic!("another request") };
-    Ok(request.policy)
+    new_policy(args)
 }
 
 #[test]
@@ -37,6 +35,7 @@ fn every_command_is_understood() {
         "detach a --socket /x",
         "list -o json",
         "show a",
+        "show a --tokens",
         "stats",
         "stats a --output table",
         "check policy.json",

@@ -13,7 +13,7 @@ use super::{
     output::{Detached, Human, Style},
     table::{Table, printable},
 };
-use crate::protocol::{Connections, Counters, Identity, Show, Stats, Summary};
+use crate::protocol::{Connections, Counters, Identity, Show, Stats, Summary, Tokens};
 
 impl Human for Vec<Summary> {
     fn human(&self, out: &mut dyn Write, style: Style) -> io::Result<()> {
@@ -51,6 +51,10 @@ impl Human for Show {
             ("connections", format!("{active} of {limit}, peak {peak}, refused {refused}")),
         ] {
             writeln!(out, "{} {value}", style.bold(&format!("{name:<12}")))?;
+        }
+        if let Some(Tokens { traffic_access_token, envd_access_token }) = &self.tokens {
+            writeln!(out, "{} {}", style.bold("traffic token"), printable(traffic_access_token))?;
+            writeln!(out, "{} {}", style.bold("controller token"), printable(envd_access_token))?;
         }
         writeln!(out, "{}", style.bold("policy"))?;
         writeln!(out, "{:#}", self.policy)?;

@@ -14,7 +14,6 @@ use crate::config::Config;
 use crate::daemon;
 use crate::doctor::{self, Finding, Status};
 use crate::error::{ControlError, ErrorCode};
-use crate::protocol::{Reply, Request};
 
 /// `run`: the daemon, until it is told to stop.
 pub(super) fn run(config: Config) -> Result<ExitCode, ControlError> {
@@ -27,11 +26,8 @@ pub(super) fn run(config: Config) -> Result<ExitCode, ControlError> {
 /// `doctor`: what this host can do, and what the daemon says of itself if there is one.
 pub(super) fn doctor(config: &Config, client: &Client, printer: &Printer) -> Result<ExitCode, ControlError> {
     let mut findings = doctor::of_host(config);
-    match client.ask(&Request::Doctor) {
-        Ok(Reply::Doctor(said)) => findings.extend(of_daemon(said)?),
-        Ok(_) => {
-            return Err(ControlError::failed("the daemon answered something else; is it of this version?"));
-        }
+    match client.doctor() {
+        Ok(said) => findings.extend(of_daemon(said)?),
         Err(error) if error.code == ErrorCode::Unreachable => {
             findings.push(Finding::new("daemon", Status::Warning, error.message));
         }

@@ -9,12 +9,14 @@ use std::time::{Duration, SystemTime};
 use filter_common::layout::{self, MAX_ADDRS, PolicyWord, sandbox_flags};
 use filter_common::{Addr, Reason};
 use filter_policy::{Guard, Policy};
+use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::inspection::Inspection;
 use super::registry::{InForce, JudgedBy, Registry, Sandbox};
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
+use super::tokens::Seed;
 use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
@@ -22,7 +24,7 @@ use crate::kernel::{Kernel, KernelError, Lease};
 use crate::netlink::{Link, Netlink};
 use crate::protocol::{
     Addrs, AttachRequest, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats, Show,
-    Stats, Summary, UpdateRequest, counters,
+    Stats, Summary, UpdateRequest, counters, etag,
 };
 
 /// The daemon's knowledge and its hands.
@@ -41,6 +43,8 @@ pub struct Core {
     pub templates: Templates,
     /// Who judges by name.
     pub inspection: Inspection,
+    /// What sandboxes' secrets are derived from.
+    pub seed: Seed,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -55,8 +59,16 @@ impl From<KernelError> for ControlError {
 
 impl Core {
     /// Joins the parts. Must be called within the runtime that `netlink` belongs to.
-    pub fn new(config: Config, kernel: Kernel, netlink: Netlink, state: StateDir, guard: Guard) -> Self {
+    pub fn new(
+        config: Config,
+        kernel: Kernel,
+        netlink: Netlink,
+        state: StateDir,
+        seed: Seed,
+        guard: Guard,
+    ) -> Self {
         Self {
+            seed,
             config,
             kernel,
             netlink,
@@ -79,16 +91,23 @@ impl Core {
         *self.guard.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(guard);
     }
 
+    /// The policy that a document means, or that a sandbox without one gets.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn policy(&self, document: Option<Value>) -> Result<Policy, ControlError> {
+        let document = document.unwrap_or_else(|| self.config.defaults.policy.clone());
+        let policy = Policy::from_value(document, &self.config.defaults.fields)?;
+        supported(&policy)?;
+        Ok(policy)
+    }
+
     /// Puts an interface under a policy. When this returns the policy is enforced.
     ///
     /// # Errors
     /// Nothing is attached then.
     pub fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
-        let policy = match request.policy {
-            Some(document) => Policy::from_value(document, &self.config.defaults.fields)?,
-            None => Policy::from_value(self.config.defaults.policy.clone(), &self.config.defaults.fields)?,
-        };
-        supported(&policy)?;
+        let policy = self.policy(request.policy)?;
         let template = self.template(policy)?;
         let link = self.link(&request.iface)?;
         let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
@@ -132,8 +151,7 @@ impl Core {
         }
         self.registry.enter(reservation, sandbox.clone());
         // News of its end may have come before anybody knew it.
-        if self.block_on(self.netlink.links()).map_err(host)?.iter().all(|link| link.index != sandbox.ifindex)
-        {
+        if self.block_on(self.netlink.link_at(sandbox.ifindex)).map_err(host)?.is_none() {
             self.detach_sandbox(&sandbox)?;
             return Err(ControlError::failed(format!("interface {} went away", sandbox.iface)));
         }
@@ -141,7 +159,7 @@ impl Core {
         if let Err(error) = self.refresh_if_guard_changed(&sandbox) {
             tracing::error!(sandbox = %sandbox.id, %error, "cannot follow the host's addresses");
         }
-        self.show_sandbox(&sandbox)
+        self.show_sandbox(&sandbox, true)
     }
 
     /// Gives the kernel everything about a sandbox that is not in it yet, the programs last.
@@ -167,16 +185,20 @@ impl Core {
     /// The old one is in force then, unless the message says otherwise.
     pub fn update(&self, request: UpdateRequest) -> Result<Show, ControlError> {
         let sandbox = self.registry.get(&request.id)?;
-        let mut policy = Policy::from_value(request.policy, &self.config.defaults.fields)?;
-        supported(&policy)?;
         {
             let mut in_force = sandbox.in_force();
+            let there = in_force.template.policy.clone();
+            let tag = || etag(in_force.generation.into(), &there.hash().to_string());
+            if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
+                return Err(ControlError::precondition_failed());
+            }
+            let mut policy = self.policy(Some(request.change.apply(|| there.canonical())?))?;
             // These are fixed when a sandbox is attached.
-            policy.allow_public_traffic = in_force.template.policy.allow_public_traffic;
-            policy.mask_request_host.clone_from(&in_force.template.policy.mask_request_host);
+            policy.allow_public_traffic = there.allow_public_traffic;
+            policy.mask_request_host.clone_from(&there.mask_request_host);
             self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
         }
-        self.show_sandbox(&sandbox)
+        self.show_sandbox(&sandbox, false)
     }
 
     /// The swap: build, write down, flip, wait, cut, retire.
@@ -305,11 +327,11 @@ impl Core {
     ///
     /// # Errors
     /// `not found`.
-    pub fn show(&self, id: &SandboxId) -> Result<Show, ControlError> {
-        self.show_sandbox(&*self.registry.get(id)?)
+    pub fn show(&self, id: &SandboxId, with_tokens: bool) -> Result<Show, ControlError> {
+        self.show_sandbox(&*self.registry.get(id)?, with_tokens)
     }
 
-    fn show_sandbox(&self, sandbox: &Sandbox) -> Result<Show, ControlError> {
+    fn show_sandbox(&self, sandbox: &Sandbox, with_tokens: bool) -> Result<Show, ControlError> {
         let (policy, generation) = {
             let in_force = sandbox.in_force();
             (in_force.template.policy.clone(), in_force.generation)
@@ -332,6 +354,7 @@ impl Core {
             connections,
             counters,
             created_at: sandbox.created_at,
+            tokens: with_tokens.then(|| self.seed.tokens(&sandbox.id, sandbox.tenant)),
         })
     }
 
@@ -355,7 +378,7 @@ impl Core {
     /// # Errors
     /// If the kernel's maps cannot be read.
     pub fn list(&self) -> Result<Vec<Summary>, ControlError> {
-        self.registry.all().iter().map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox)?))).collect()
+        self.registry.all().iter().map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox, false)?))).collect()
     }
 
     /// What sandboxes did: all of them, or one.
@@ -398,6 +421,10 @@ impl Core {
         asked: Addrs,
         mac: Option<Mac>,
     ) -> Result<(Vec<IpAddr>, Option<Mac>), ControlError> {
+        // Who is known in full need not be looked up among all routes and neighbours of the host.
+        if let (Addrs::List(addrs), Some(mac)) = (&asked, mac) {
+            return Ok((addrs.clone(), Some(mac)));
+        }
         let peers = self.block_on(self.netlink.peers(link.index)).map_err(host)?;
         // One hardware address is an identity; several are not.
         let learned = if peers.macs.len() == 1 { peers.macs.first().copied().map(Mac::from) } else { None };

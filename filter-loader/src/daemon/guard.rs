@@ -29,12 +29,15 @@ impl Core {
     ///
     /// # Errors
     /// If the host does not say what they are, or the kernel refuses to note it.
-    pub fn follow_interfaces(&self) -> Result<(), ControlError> {
-        let links = self.block_on(self.netlink.links()).map_err(|error| {
-            ControlError::failed(format!("the host does not say what its interfaces are: {error}"))
-        })?;
-        for link in links {
-            if self.registry.on_interface(link.index).is_some() {
+    pub fn follow_interfaces(&self, indices: impl IntoIterator<Item = u32>) -> Result<(), ControlError> {
+        for index in indices {
+            if self.registry.on_interface(index).is_none() {
+                continue;
+            }
+            let link = self.block_on(self.netlink.link_at(index)).map_err(|error| {
+                ControlError::failed(format!("the host does not say what its interfaces are: {error}"))
+            })?;
+            if let Some(link) = link {
                 self.kernel.sandboxes.readdress(link.index, link.mac)?;
             }
         }

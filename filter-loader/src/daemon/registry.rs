@@ -121,6 +121,8 @@ struct Inner {
     ifaces: HashMap<u32, SandboxId>,
     addrs: HashMap<IpAddr, SandboxId>,
     slots: HashSet<u32>,
+    /// Where the search for the next free one begins.
+    next_slot: u32,
     /// The last ones to leave: their last events may still be under way.
     left: VecDeque<u32>,
     next_tenant: u32,
@@ -168,7 +170,7 @@ impl Registry {
                 "address {addr} belongs to sandbox {other}; two sandboxes cannot share one"
             )));
         }
-        let slot = (0..MAX_SANDBOXES).find(|slot| !inner.slots.contains(slot)).ok_or_else(|| {
+        let slot = inner.free_slot().ok_or_else(|| {
             ControlError::failed(format!(
                 "this host has {MAX_SANDBOXES} sandboxes, which is as many as it can"
             ))
@@ -258,6 +260,16 @@ impl Registry {
         lock(&self.inner).by_tenant.get(&tenant).cloned()
     }
 
+    /// How many sandboxes there are.
+    pub fn len(&self) -> usize {
+        lock(&self.inner).by_id.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// All sandboxes, by id.
     pub fn all(&self) -> Vec<Arc<Sandbox>> {
         let mut all: Vec<_> = lock(&self.inner).by_id.values().cloned().collect();
@@ -267,6 +279,15 @@ impl Registry {
 }
 
 impl Inner {
+    /// The next free slot, round and round: not the one that was given back last, and without going through
+    /// all that are taken.
+    fn free_slot(&mut self) -> Option<u32> {
+        let from = self.next_slot;
+        let slot = (from..MAX_SANDBOXES).chain(0..from).find(|slot| !self.slots.contains(slot))?;
+        self.next_slot = (slot + 1) % MAX_SANDBOXES;
+        Some(slot)
+    }
+
     /// A number that no sandbox has had since this daemon started. It begins somewhere else each time, so
     /// that what an earlier run left in the kernel is nobody's.
     fn number(&mut self) -> u32 {

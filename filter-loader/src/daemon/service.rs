@@ -1,5 +1,6 @@
 //! The running daemon: starts everything in order, and stops it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,25 +10,36 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::core::Core;
 use super::inspection::punt_settings;
 use super::journal::Journal;
+use super::registry::Sandbox;
 use super::state::StateDir;
+use super::tokens::Seed;
 use super::{cut, events, guard, inspection};
+use crate::api::keys::Keys;
+use crate::api::listen::{self, Bounds, ControlSocket};
+use crate::api::{self, Api};
 use crate::config::Config;
-use crate::config::sections::{self, Attach};
+use crate::config::sections::{self, Attach, ProviderKind};
+use crate::control::{Answer, Control};
 use crate::error::{ControlError, ErrorCode};
 use crate::kernel::links::{links_dir, unpin};
 use crate::kernel::object::{Settings, foreign_maps, maps_dir};
 use crate::kernel::punts::lookup_pin;
 use crate::kernel::{AttachMode, Kernel};
+use crate::limits::Limiter;
 use crate::netlink::{Change, Netlink};
 use crate::protocol::{AttachRequest, SandboxId, Show, Stats, Summary, UpdateRequest};
 use crate::routing::Way;
-use crate::server::{Control, Listener, serve};
+use crate::sandboxes::provider::Provider;
+use crate::sandboxes::provider::exec::Exec;
+use crate::sandboxes::provider::netns::Netns;
+use crate::sandboxes::{Allowance, Sandboxes};
 
 /// What the programs are told, from the configuration.
 pub fn settings(config: &Config) -> Settings {
@@ -80,7 +92,8 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     let journal = config.events.jsonl.as_deref().map(open).transpose();
     let journal = journal.map_err(failed("cannot write [events].jsonl"))?;
     let socket = config.paths.socket.clone();
-    let core = Arc::new(Core::new(config, kernel, netlink, state, guard));
+    let seed = Seed::open(&config.paths.state_dir)?;
+    let core = Arc::new(Core::new(config, kernel, netlink, state, seed, guard));
 
     let (told, inspected) = events::inspected();
     let mut inspector = inspection::start(&core, told)?;
@@ -100,22 +113,21 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         }
         // It can judge nobody before everybody is known.
         inspector.open(&core)?;
-        let listener = Listener::bind(&socket)?;
-        let (stop_serving, told) = oneshot::channel::<()>();
-        let shutdown = async {
-            // Gone or told: both mean to stop.
-            let _ = told.await;
-        };
-        let watching = tokio::spawn(watch_host(core.clone(), changes));
-        tracing::info!(socket = %socket.display(), sandboxes = core.registry.all().len(), "ready");
-        let serving = tokio::spawn(serve(listener, Arc::new(Service(core.clone())), shutdown));
+        let sandboxes = Arc::new(keeper(&core)?);
+        sandboxes.resume().await?;
+        let (stop_serving, told) = watch::channel(false);
+        let serving = serve_api(&core, &sandboxes, &told).await?;
+        let watching = tokio::spawn(watch_host(core.clone(), sandboxes.clone(), changes));
+        let ending = tokio::spawn(sandboxes.end_in_time());
+        tracing::info!(socket = %socket.display(), sandboxes = core.registry.len(), "ready");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; what is attached stays enforced");
-        let _ = stop_serving.send(());
-        let _ = serving.await;
+        let _ = stop_serving.send(true);
+        ending.abort();
+        serving.join_all().await;
         watching.abort();
         inspector.stop().await;
         Ok(())
@@ -130,8 +142,70 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     result
 }
 
+/// The keeper of the sandboxes that the API makes, with the configured provider.
+fn keeper(core: &Arc<Core>) -> Result<Sandboxes, ControlError> {
+    let config = &core.config;
+    let netlink = core.netlink.clone();
+    let provider: Arc<dyn Provider> = match (config.provider.kind, &config.provider.command) {
+        (ProviderKind::Exec, Some(command)) => Arc::new(Exec::new(command.clone(), Some(netlink))),
+        (ProviderKind::Exec, None) => {
+            return Err(ControlError::usage("[provider] kind \"exec\" needs a command"));
+        }
+        (ProviderKind::Netns, _) => {
+            Arc::new(Netns::new(netlink, config.provider.subnet, &config.defaults.fields.dns.servers))
+        }
+    };
+    Sandboxes::new(Arc::new(Service(core.clone())), provider, &config.paths.state_dir)
+}
+
+/// Serves the API on the control socket and, where it is configured, on TCP.
+async fn serve_api(
+    core: &Arc<Core>,
+    sandboxes: &Arc<Sandboxes>,
+    stop: &watch::Receiver<bool>,
+) -> Result<JoinSet<()>, ControlError> {
+    let config = &core.config;
+    let limits = &config.limits;
+    let api = Arc::new(Api {
+        control: Arc::new(Service(core.clone())),
+        sandboxes: sandboxes.clone(),
+        host: Allowance {
+            concurrent: (limits.concurrent_sandboxes > 0).then_some(limits.concurrent_sandboxes),
+            rate: Limiter::new(limits.create_rate).map(Arc::new),
+        },
+        domain: config.ingress.domain.clone(),
+    });
+    let told = || {
+        let mut stop = stop.clone();
+        async move {
+            // Gone or told: both mean to stop.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    };
+    let mut serving = JoinSet::new();
+    if let Some(address) = config.api.listen {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}")))?;
+        let keys = Keys::new(config, &core.seed);
+        if keys.is_empty() {
+            tracing::warn!(%address, "nobody can use the API over TCP: there are no [[api_keys]]");
+        }
+        let router = api::for_keys(api.clone(), Arc::new(keys));
+        serving.spawn(listen::serve(Bounds::default(), listener, router, told()));
+    }
+    // The last one: whoever finds it there finds everything.
+    let socket = ControlSocket::bind(&config.paths.socket)?;
+    serving.spawn(listen::serve(Bounds::default(), socket, api::for_operator(api), told()));
+    Ok(serving)
+}
+
 /// Follows the host: interfaces that go take their sandbox along, addresses that come are guarded.
-async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send) {
+async fn watch_host(
+    core: Arc<Core>,
+    sandboxes: Arc<Sandboxes>,
+    changes: impl Stream<Item = Change> + Send,
+) {
     /// Addresses come in bursts; each burst is followed once.
     const QUIET: Duration = Duration::from_millis(20);
     let mut changes = pin!(changes);
@@ -143,16 +217,25 @@ async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send)
                 break;
             }
         }
-        if burst.iter().any(|change| matches!(change, Change::LinkGone(_) | Change::Missed)) {
-            detach_the_gone(&core).await;
+        if burst.contains(&Change::Missed) {
+            detach_the_gone(&core, &sandboxes, core.registry.all()).await;
+        } else {
+            let gone = burst.iter().filter_map(Change::link_gone);
+            let gone = gone.filter_map(|index| core.registry.on_interface(index));
+            detach_the_gone(&core, &sandboxes, gone.collect()).await;
         }
         if burst.iter().any(|change| matches!(change, Change::Rules | Change::Missed))
             && let Err(error) = blocking(&core, Core::keep_way_to_inspector).await
         {
             tracing::error!(%error, "connections by name fail");
         }
-        if burst.iter().any(|change| matches!(change, Change::Link(_) | Change::Missed))
-            && let Err(error) = blocking(&core, Core::follow_interfaces).await
+        let changed: BTreeSet<u32> = if burst.contains(&Change::Missed) {
+            core.registry.all().iter().map(|sandbox| sandbox.ifindex).collect()
+        } else {
+            burst.iter().filter_map(Change::link).collect()
+        };
+        if !changed.is_empty()
+            && let Err(error) = blocking(&core, |core| core.follow_interfaces(changed)).await
         {
             tracing::error!(%error, "cannot follow the interfaces' hardware addresses");
         }
@@ -165,26 +248,27 @@ async fn watch_host(core: Arc<Core>, changes: impl Stream<Item = Change> + Send)
     tracing::error!("the kernel no longer tells of changes; restart the daemon");
 }
 
-/// Detaches every sandbox whose interface the kernel no longer has.
-async fn detach_the_gone(core: &Arc<Core>) {
-    let links = match core.netlink.links().await {
-        Ok(links) => links,
-        Err(error) => {
-            tracing::error!(%error, "cannot look which interfaces there are");
-            return;
+/// Detaches those of these sandboxes whose interface the kernel no longer has.
+async fn detach_the_gone(core: &Arc<Core>, sandboxes: &Arc<Sandboxes>, suspects: Vec<Arc<Sandbox>>) {
+    for sandbox in suspects {
+        match core.netlink.link_at(sandbox.ifindex).await {
+            Ok(None) => {}
+            Ok(Some(_)) => continue,
+            Err(error) => {
+                tracing::error!(sandbox = %sandbox.id, %error, "cannot look whether its interface is there");
+                continue;
+            }
         }
-    };
-    for sandbox in core.registry.all() {
-        if links.iter().any(|link| link.index == sandbox.ifindex) {
-            continue;
-        }
-        tracing::info!(sandbox = %sandbox.id, iface = sandbox.iface, "the interface is gone; detaching");
         let gone = sandbox.clone();
         match blocking(core, move |core| core.detach_sandbox(&gone)).await {
-            Ok(()) => {}
-            Err(error) if error.code == ErrorCode::NotFound => {}
+            Ok(()) => {
+                tracing::info!(sandbox = %sandbox.id, iface = sandbox.iface, "the interface is gone; detached");
+            }
+            Err(error) if error.code == ErrorCode::NotFound => continue,
             Err(error) => tracing::error!(sandbox = %sandbox.id, %error, "cannot clean up"),
         }
+        let (sandboxes, id) = (sandboxes.clone(), sandbox.id.clone());
+        tokio::spawn(async move { sandboxes.lost(&id).await });
     }
 }
 
@@ -198,36 +282,49 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(ControlError::failed("the daemon failed on this request; its log says more")))
 }
 
-/// The operations, for the socket's server.
+/// The operations, each on a thread of its own.
 struct Service(Arc<Core>);
 
+impl Service {
+    fn run<'a, T: Send + 'static>(
+        &'a self,
+        work: impl FnOnce(&Core) -> Result<T, ControlError> + Send + 'static,
+    ) -> Answer<'a, T> {
+        Box::pin(blocking(&self.0, work))
+    }
+}
+
 impl Control for Service {
-    async fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
-        blocking(&self.0, |core| core.attach(request)).await
+    fn validate(&self, policy: Option<Value>) -> Answer<'_, ()> {
+        self.run(move |core| core.policy(policy).map(drop))
     }
 
-    async fn update(&self, request: UpdateRequest) -> Result<Show, ControlError> {
-        blocking(&self.0, |core| core.update(request)).await
+    fn attach(&self, request: AttachRequest) -> Answer<'_, Show> {
+        self.run(move |core| core.attach(request))
     }
 
-    async fn detach(&self, id: SandboxId) -> Result<(), ControlError> {
-        blocking(&self.0, move |core| core.detach(&id)).await
+    fn update(&self, request: UpdateRequest) -> Answer<'_, Show> {
+        self.run(move |core| core.update(request))
     }
 
-    async fn list(&self) -> Result<Vec<Summary>, ControlError> {
-        blocking(&self.0, Core::list).await
+    fn detach(&self, id: SandboxId) -> Answer<'_, ()> {
+        self.run(move |core| core.detach(&id))
     }
 
-    async fn show(&self, id: SandboxId) -> Result<Show, ControlError> {
-        blocking(&self.0, move |core| core.show(&id)).await
+    fn list(&self) -> Answer<'_, Vec<Summary>> {
+        self.run(Core::list)
     }
 
-    async fn stats(&self, id: Option<SandboxId>) -> Result<Stats, ControlError> {
-        blocking(&self.0, move |core| core.stats(id.as_ref())).await
+    fn show(&self, id: SandboxId, with_tokens: bool) -> Answer<'_, Show> {
+        self.run(move |core| core.show(&id, with_tokens))
     }
 
-    async fn doctor(&self) -> Result<Value, ControlError> {
-        blocking(&self.0, crate::doctor::of_daemon).await
+    fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats> {
+        self.run(move |core| core.stats(id.as_ref()))
+    }
+
+    fn doctor(&self) -> Answer<'_, Value> {
+        self.run(crate::doctor::of_daemon)
     }
 }
 

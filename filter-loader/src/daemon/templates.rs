@@ -58,7 +58,10 @@ impl Templates {
         if let Some(there) = templates.get(&hash).and_then(Weak::upgrade) {
             return there;
         }
-        templates.retain(|_, template| template.strong_count() > 0);
+        // Going through all of them is worth it once many may have been left.
+        if templates.len() == templates.capacity() {
+            templates.retain(|_, template| template.strong_count() > 0);
+        }
         templates.insert(hash, Arc::downgrade(&template));
         template
     }

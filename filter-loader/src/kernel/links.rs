@@ -11,7 +11,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 
-use super::{KernelError, pins, program};
+use super::{KernelError, pins, program, unlink};
 
 /// How programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -149,7 +149,12 @@ impl Links {
     /// # Errors
     /// If a pin cannot be removed: the programs then still judge every packet.
     pub fn detach(&self, key: &str, iface: &str) -> Result<(), KernelError> {
-        unpin(&self.dir.join(key))?;
+        let dir = self.dir.join(key);
+        for name in names_in(&dir)? {
+            let path = dir.join(name);
+            unlink::detach(&path).map_err(pins(&path))?;
+        }
+        unpin(&dir)?;
         if !self.tcx {
             detach_filters(iface);
         }

@@ -20,6 +20,7 @@ pub mod run;
 pub mod sandboxes;
 pub mod tally;
 mod trie;
+mod unlink;
 pub mod words;
 
 use std::io;

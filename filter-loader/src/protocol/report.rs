@@ -1,30 +1,35 @@
 //! What the daemon says of sandboxes: the documents behind `show`, `list` and `stats`.
 
-use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::SystemTime};
 
 use filter_common::Reason;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{Mac, SandboxId};
 
 /// One sandbox in full.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Show {
     /// Its name.
+    #[schema(value_type = String)]
     pub id: SandboxId,
     /// Its interface on the host.
     pub iface: String,
     /// The interface's number.
     pub ifindex: u32,
     /// The addresses that it may use; empty where any will do.
+    #[schema(value_type = Vec<String>)]
     pub addrs: Vec<IpAddr>,
     /// The MAC that it may use, where one is required.
+    #[schema(value_type = Option<String>)]
     pub mac: Option<Mac>,
     /// Whether its addresses are checked.
     pub identity: Identity,
     /// The policy in force, in canonical form.
+    #[schema(value_type = crate::api::schema::PolicyDocument)]
     pub policy: Value,
     /// The number of the policy in force.
     pub generation: u64,
@@ -38,11 +43,31 @@ pub struct Show {
     pub counters: Counters,
     /// When it was attached.
     #[serde(with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: SystemTime,
+    /// Its secrets, where they were asked for.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Tokens>,
+}
+
+/// What opens a sandbox's public side. Derived, never stored; the same for as long as the sandbox is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tokens {
+    /// Of its public URLs, where the policy says that they need one.
+    pub traffic_access_token: String,
+    /// Of the controller inside.
+    pub envd_access_token: String,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// Whether a sandbox must prove who it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Identity {
     /// Packets from other addresses are dropped.
@@ -52,7 +77,7 @@ pub enum Identity {
 }
 
 /// The egress connections of a sandbox.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Connections {
     /// Open now.
     pub active: u32,
@@ -65,7 +90,7 @@ pub struct Connections {
 }
 
 /// Packets and their bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Counter {
     /// How many.
     pub packets: u64,
@@ -82,16 +107,18 @@ pub fn counters(mut count: impl FnMut(Reason) -> Counter) -> Counters {
 }
 
 /// One sandbox in a list.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
     /// Its name.
+    #[schema(value_type = String)]
     pub id: SandboxId,
     /// Its interface on the host.
     pub iface: String,
     /// The interface's number.
     pub ifindex: u32,
     /// The addresses that it may use; empty where any will do.
+    #[schema(value_type = Vec<String>)]
     pub addrs: Vec<IpAddr>,
     /// Whether its addresses are checked.
     pub identity: Identity,
@@ -105,6 +132,7 @@ pub struct Summary {
     pub connections: Connections,
     /// When it was attached.
     #[serde(with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: SystemTime,
 }
 
@@ -128,9 +156,10 @@ impl From<Show> for Summary {
 }
 
 /// The numbers of one sandbox.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SandboxStats {
     /// Its name.
+    #[schema(value_type = String)]
     pub id: SandboxId,
     /// Its egress connections.
     pub connections: Connections,
@@ -139,7 +168,7 @@ pub struct SandboxStats {
 }
 
 /// The numbers of some sandboxes and their sum.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
     /// Each by itself.
@@ -163,7 +192,7 @@ impl Stats {
 }
 
 /// The numbers of several sandboxes together.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Totals {
     /// Their egress connections.
     pub connections: TotalConnections,
@@ -184,7 +213,7 @@ impl Totals {
 }
 
 /// The egress connections of several sandboxes together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct TotalConnections {
     /// Open now.
     pub active: u64,
@@ -193,16 +222,16 @@ pub struct TotalConnections {
 }
 
 /// Times as RFC 3339 has them, in UTC to the millisecond.
-mod rfc3339 {
+pub(crate) mod rfc3339 {
     use std::time::SystemTime;
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_rfc3339_millis(*time))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         humantime::parse_rfc3339(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }

@@ -3,7 +3,6 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::*;
-use crate::error::ErrorCode;
 
 fn id(text: &str) -> SandboxId {
     text.parse().unwrap()
@@ -24,11 +23,12 @@ pub(crate) fn show(name: &str) -> Show {
         connections: Connections { active: 1, limit: 2500, peak: 4, refused: 2 },
         counters: counters(|_| Counter { packets: 1, bytes: 60 }),
         created_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+        tokens: None,
     }
 }
 
 #[test]
-fn requests_survive_the_line() {
+fn requests_survive_the_way() {
     let attach = AttachRequest {
         id: id("a"),
         iface: "tap0\n".to_owned(),
@@ -37,70 +37,33 @@ fn requests_survive_the_line() {
         policy: Some(json!({ "denyOut": ["0.0.0.0/0"] })),
     };
     for request in [
-        Request::Attach(attach.clone()),
-        Request::Attach(AttachRequest { addrs: Addrs::Learn, mac: None, policy: None, ..attach.clone() }),
-        Request::Attach(AttachRequest { addrs: Addrs::Any, ..attach }),
-        Request::Update(UpdateRequest { id: id("a"), policy: json!({}) }),
-        Request::Detach { id: id("a") },
-        Request::List,
-        Request::Show { id: id("a") },
-        Request::Stats { id: None },
-        Request::Stats { id: Some(id("a")) },
-        Request::Doctor,
-        Request::Ping,
+        attach.clone(),
+        AttachRequest { addrs: Addrs::Learn, mac: None, policy: None, ..attach.clone() },
+        AttachRequest { addrs: Addrs::Any, ..attach },
     ] {
-        let line = encode_request(&request).unwrap();
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert_eq!(decode_request(&line).unwrap(), request);
+        let document = serde_json::to_value(&request).unwrap();
+        assert_eq!(serde_json::from_value::<AttachRequest>(document).unwrap(), request);
+    }
+    for refused in [
+        json!({}),
+        json!({ "id": "../etc", "iface": "b" }),
+        json!({ "id": "a", "iface": "b", "adrs": "any" }),
+        json!({ "id": "a", "iface": "b", "addrs": { "list": [] } }),
+    ] {
+        assert!(serde_json::from_value::<AttachRequest>(refused.clone()).is_err(), "{refused}");
     }
 }
 
 #[test]
-fn responses_survive_the_line() {
-    let stats = Stats::new(
-        vec![SandboxStats { id: id("a"), connections: show("a").connections, counters: show("a").counters }],
-        9,
-    );
-    for response in [
-        Ok(Reply::Done),
-        Ok(Reply::Sandbox(Box::new(show("a")))),
-        Ok(Reply::Sandboxes(vec![show("a").into(), show("b").into()])),
-        Ok(Reply::Stats(stats)),
-        Ok(Reply::Doctor(json!({ "healthy": true }))),
-        Ok(Reply::Pong { release: "0.1.0".to_owned() }),
-        Err(ControlError::not_found("a")),
-    ] {
-        let line = encode_response(&response).unwrap();
-        assert_eq!(decode_response(&line), response);
-    }
-}
-
-#[test]
-fn another_version_is_answered_with_ours() {
-    for line in [r#"{"version":2,"request":{"fly":"to the moon"}}"#, r#"{"request":1,"version":0}"#] {
-        let error = decode_request(line.as_bytes()).unwrap_err();
-        assert_eq!(error.code, ErrorCode::Usage);
-        assert!(error.message.contains("speaks version 1"), "{}", error.message);
-    }
-}
-
-#[test]
-fn what_is_no_request_is_refused() {
-    for line in [
-        "",
-        "nonsense",
-        "{}",
-        "[]",
-        r#"{"version":1}"#,
-        r#"{"version":"1","request":"list"}"#,
-        r#"{"version":1,"request":"fly"}"#,
-        r#"{"version":1,"request":{"show":{"id":"../etc"}}}"#,
-        r#"{"version":1,"request":{"show":{"id":"a","extra":1}}}"#,
-        r#"{"version":1,"request":{"attach":{"id":"a","iface":"b","adrs":"any"}}}"#,
-        r#"{"version":1,"request":"list"} {}"#,
-    ] {
-        assert_eq!(decode_request(line.as_bytes()).unwrap_err().code, ErrorCode::Usage, "{line}");
-    }
+fn tokens_are_there_when_asked_for_and_in_no_debug_output() {
+    let tokens = Tokens { traffic_access_token: "aaa".to_owned(), envd_access_token: "bbb".to_owned() };
+    let shown = Show { tokens: Some(tokens), ..show("a") };
+    let json = serde_json::to_value(&shown).unwrap();
+    assert_eq!((&json["trafficAccessToken"], &json["envdAccessToken"]), (&json!("aaa"), &json!("bbb")));
+    assert_eq!(serde_json::from_value::<Show>(json).unwrap(), shown);
+    let plain = serde_json::to_value(show("a")).unwrap();
+    assert_eq!(serde_json::from_value::<Show>(plain).unwrap().tokens, None);
+    assert!(!format!("{shown:?}").contains("aaa"));
 }
 
 #[test]

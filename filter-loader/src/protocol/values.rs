@@ -4,6 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use filter_common::{Addr, layout::MAX_ADDRS};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use utoipa::ToSchema;
 
 /// The name of a sandbox: 1 to 63 of `a-z`, `0-9`, and `-` and `_` inside.
 ///
@@ -103,7 +104,7 @@ impl<'de> Deserialize<'de> for Mac {
 }
 
 /// Which source addresses a sandbox may use.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Addrs {
     /// Those that the host's routes and neighbours say are behind the interface.
@@ -113,6 +114,7 @@ pub enum Addrs {
     Any,
     /// These; one to [`MAX_ADDRS`], without duplicates.
     #[serde(deserialize_with = "listed")]
+    #[schema(value_type = Vec<String>)]
     List(Vec<IpAddr>),
 }
 

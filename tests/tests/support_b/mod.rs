@@ -2,9 +2,8 @@
 #![allow(dead_code, reason = "each of the test programs uses a part of it")]
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +11,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use filter_tests::{Daemon, Netns, Sandbox};
+use filter_tests::{Api, Daemon, Netns, Sandbox};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -53,36 +52,30 @@ pub fn eventually(what: &str, patience: Duration, mut holds: impl FnMut() -> Res
     Ok(())
 }
 
-/// The control socket, spoken to directly: a command is a process, and some tests ask a thousand times.
+/// The daemon's own routes, spoken to directly: a command is a process, and some tests ask a thousand times.
 #[derive(Clone, Debug)]
-pub struct Control(PathBuf);
+pub struct Control(Api);
 
 impl Control {
     /// That of a daemon.
     pub fn of(daemon: &Daemon) -> Self {
-        Self(daemon.socket())
+        Self(daemon.api())
     }
 
     /// Asks, and gives what the daemon answers, or the error object that it refuses with.
-    pub fn ask(&self, request: &Value) -> Result<Result<Value, Value>> {
-        let mut stream = UnixStream::connect(&self.0)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let mut line = json!({ "version": 1, "request": request }).to_string();
-        line.push('\n');
-        stream.write_all(line.as_bytes())?;
-        let mut answer = String::new();
-        BufReader::new(stream).read_line(&mut answer)?;
-        let mut answer: Value = serde_json::from_str(&answer).context("no answer")?;
-        match (answer.pointer_mut("/result/Ok").map(Value::take), answer.pointer_mut("/result/Err")) {
-            (Some(reply), _) => Ok(Ok(reply)),
-            (None, Some(error)) => Ok(Err(error.take())),
-            (None, None) => bail!("that is no answer: {answer}"),
+    pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Result<Value, Value>> {
+        let mut answer = self.0.ask(method, path, body)?;
+        if (200..300).contains(&answer.status) {
+            return Ok(Ok(answer.body));
+        }
+        match answer.body.get_mut("error") {
+            Some(error) => Ok(Err(error.take())),
+            None => bail!("that is no answer: {answer:?}"),
         }
     }
 
-    fn sandbox(&self, request: &Value) -> Result<Value> {
-        let mut reply = self.ask(request)?.map_err(|error| anyhow!("refused: {error}"))?;
-        Ok(reply.get_mut("sandbox").context("no sandbox in the answer")?.take())
+    fn must(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        self.ask(method, path, body)?.map_err(|error| anyhow!("refused: {error}"))
     }
 
     /// `attach`
@@ -92,23 +85,22 @@ impl Control {
             "id": id, "iface": sandbox.host_interface(), "addrs": { "list": addrs },
             "mac": sandbox.mac_text(), "policy": policy,
         });
-        self.sandbox(&json!({ "attach": request }))
+        self.must("POST", "/v1/attachments", Some(&request))
     }
 
     /// `update`
     pub fn update(&self, id: &str, policy: &Value) -> Result<Value> {
-        self.sandbox(&json!({ "update": { "id": id, "policy": policy } }))
+        self.must("PUT", &format!("/v1/attachments/{id}/policy"), Some(policy))
     }
 
     /// `show`
     pub fn show(&self, id: &str) -> Result<Value> {
-        self.sandbox(&json!({ "show": { "id": id } }))
+        self.must("GET", &format!("/v1/attachments/{id}"), None)
     }
 
     /// `detach`
     pub fn detach(&self, id: &str) -> Result<()> {
-        let reply = self.ask(&json!({ "detach": { "id": id } }))?;
-        reply.map(drop).map_err(|error| anyhow!("refused: {error}"))
+        self.must("DELETE", &format!("/v1/attachments/{id}"), None).map(drop)
     }
 
     /// The connections of a sandbox.
@@ -144,8 +136,8 @@ impl Control {
 
     /// The ids of all sandboxes.
     pub fn ids(&self) -> Result<Vec<String>> {
-        let reply = self.ask(&json!("list"))?.map_err(|error| anyhow!("refused: {error}"))?;
-        let list = reply.get("sandboxes").and_then(Value::as_array).context("no list in the answer")?;
+        let reply = self.must("GET", "/v1/attachments", None)?;
+        let list = reply.as_array().context("no list in the answer")?;
         Ok(list.iter().filter_map(|one| Some(one.get("id")?.as_str()?.to_owned())).collect())
     }
 }

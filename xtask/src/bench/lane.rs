@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use filter_tests::{Daemon, Netns, Offload, Sandbox, Topology};
 use serde_json::{Value, json};
 
+use super::client::Control;
 use super::compare::{Contender, Ground};
-use super::control::Control;
 use super::nft::Nft;
 use super::prefixes::Prefixes;
 use super::sys;
@@ -119,7 +119,8 @@ impl Lane {
         match &self.filter {
             Filter::Nothing => Ok(true),
             Filter::Daemon { control, .. } => {
-                control.ask(&json!({ "update": { "id": SANDBOX, "policy": policy(prefixes) } }))?;
+                let path = format!("/v1/attachments/{SANDBOX}/policy");
+                control.ask("PUT", &path, Some(&policy(prefixes)))?;
                 Ok(true)
             }
             Filter::Nftables(nft) => nft.install(prefixes),
@@ -162,8 +163,8 @@ fn wait_until_idle(control: &Control) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(20);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let stats = control.ask(&json!({ "stats": { "id": SANDBOX } }))?;
-        let active = stats.pointer("/stats/sandboxes/0/connections/active").and_then(Value::as_u64);
+        let stats = control.ask("GET", &format!("/v1/stats?id={SANDBOX}"), None)?;
+        let active = stats.pointer("/sandboxes/0/connections/active").and_then(Value::as_u64);
         if active.context("the daemon does not say how many connections there are")? == 0 {
             return Ok(());
         }

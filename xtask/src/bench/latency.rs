@@ -6,11 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use filter_tests::Sandbox;
+use filter_tests::{ApiRequest, Sandbox};
 use serde_json::{Value, json};
 
+use super::client::{self, ATTACHMENTS, Control};
 use super::compare::{Contender, Goal, Progress, Row, Unit};
-use super::control::{Control, Line};
 use super::lane::{self, Lane};
 use super::nft::Nft;
 use super::prefixes::Prefixes;
@@ -24,18 +24,18 @@ const VISITOR: u16 = 2;
 /// Replaces all of `count` prefixes by as many others, again and again.
 pub fn replace(lanes: &[Lane], count: usize, rounds: usize, goal: Goal, progress: &Progress) -> Result<Row> {
     let sets = [Prefixes::with_seed(count, 11), Prefixes::with_seed(count, 12)];
-    let requests = sets.each_ref().map(|set| Line::new(&update(lane::SANDBOX, set)));
+    let policies = sets.each_ref().map(lane::policy);
     let scripts = sets.each_ref().map(Nft::replacement);
     let name = format!("replace {} prefixes", report::count(count));
 
     let mut filter = Vec::new();
     let mut nftables = Vec::new();
     // The first time another number of prefixes is replaced; that does not count.
-    for (round, (request, script)) in (0..=rounds).zip(requests.iter().zip(&scripts).cycle()) {
+    for (round, (policy, script)) in (0..=rounds).zip(policies.iter().zip(&scripts).cycle()) {
         progress.show(&format!("{name}: round {round} of {rounds}"));
         for lane in lanes {
             if let Some(control) = lane.control() {
-                filter.push(milliseconds(control.time(request)?.0));
+                filter.push(milliseconds(control.time(&client::update(lane::SANDBOX, policy))?));
             }
             if let Some(took) = lane.nft().map(|nft| nft.run(script)).transpose()?.flatten() {
                 nftables.push(milliseconds(took));
@@ -60,13 +60,13 @@ pub fn nft_start(lanes: &[Lane], rounds: usize) -> Result<Option<f64>> {
 pub fn attach(lane: &Lane, control: &Control, rounds: usize, progress: &Progress) -> Result<Vec<Row>> {
     let visitor = lane.topology().sandbox(VISITOR)?;
     let prefixes = Prefixes::random(1_000);
-    let come = Line::new(&attachment("visitor", &visitor, &prefixes));
-    let go = Line::new(&json!({ "detach": { "id": "visitor" } }));
+    let come = client::prepare("POST", ATTACHMENTS, Some(&attachment("visitor", &visitor, &prefixes)));
+    let go = client::prepare("DELETE", &format!("{ATTACHMENTS}/visitor"), None);
     let (mut attached, mut detached) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         progress.show(&format!("attach and detach: round {round} of {rounds}"));
-        attached.push(milliseconds(control.time(&come)?.0));
-        detached.push(milliseconds(control.time(&go)?.0));
+        attached.push(milliseconds(control.time(&come)?));
+        detached.push(milliseconds(control.time(&go)?));
     }
     let row =
         |name, times| Row::new(name, Unit::Milliseconds, Goal::default(), vec![(Contender::Filter, times)]);
@@ -79,7 +79,8 @@ pub fn crowd(lane: &Lane, control: &Control, rounds: usize, progress: &Progress)
     let mut crowd = Vec::new();
     for n in 0..CROWD {
         let sandbox = lane.topology().sandbox(VISITOR + 1 + n)?;
-        control.ask(&attachment(&member(n), &sandbox, &Prefixes::with_seed(10, u64::from(n) << 32)))?;
+        let prefixes = Prefixes::with_seed(10, u64::from(n) << 32);
+        control.ask("POST", ATTACHMENTS, Some(&attachment(&member(n), &sandbox, &prefixes)))?;
         crowd.push(sandbox);
     }
     let mut times = Vec::new();
@@ -88,13 +89,13 @@ pub fn crowd(lane: &Lane, control: &Control, rounds: usize, progress: &Progress)
         let requests: Vec<_> = (0..CROWD)
             .map(|n| {
                 let seed = u64::from(n) << 32 | round as u64;
-                Line::new(&update(&member(n), &Prefixes::with_seed(10, seed)))
+                client::update(&member(n), &lane::policy(&Prefixes::with_seed(10, seed)))
             })
             .collect();
         times.extend(at_once(control, &requests)?);
     }
     for n in 0..CROWD {
-        control.ask(&json!({ "detach": { "id": member(n) } }))?;
+        control.ask("DELETE", &format!("{ATTACHMENTS}/{}", member(n)), None)?;
     }
     Ok(Row::new(
         "100 updates at once, each",
@@ -104,7 +105,7 @@ pub fn crowd(lane: &Lane, control: &Control, rounds: usize, progress: &Progress)
     ))
 }
 
-fn at_once(control: &Control, requests: &[Line]) -> Result<Vec<f64>> {
+fn at_once(control: &Control, requests: &[ApiRequest]) -> Result<Vec<f64>> {
     let start = Barrier::new(requests.len());
     thread::scope(|scope| {
         let clients: Vec<_> = requests
@@ -117,7 +118,7 @@ fn at_once(control: &Control, requests: &[Line]) -> Result<Vec<f64>> {
             })
             .collect();
         let times = clients.into_iter().map(|client| {
-            let (took, _) = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let took = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             Ok(milliseconds(took))
         });
         times.collect::<Result<_>>().context("100 updates at once")
@@ -128,18 +129,14 @@ fn member(n: u16) -> String {
     format!("crowd-{n}")
 }
 
-fn update(id: &str, prefixes: &Prefixes) -> Value {
-    json!({ "update": { "id": id, "policy": lane::policy(prefixes) } })
-}
-
 fn attachment(id: &str, sandbox: &Sandbox, prefixes: &Prefixes) -> Value {
-    json!({ "attach": {
+    json!({
         "id": id,
         "iface": sandbox.host_interface(),
         "addrs": { "list": [sandbox.v4(), sandbox.v6()] },
         "mac": sandbox.mac_text(),
         "policy": lane::policy(prefixes),
-    } })
+    })
 }
 
 /// As the rows have it.

@@ -14,8 +14,8 @@ use anyhow::{Context as _, Result};
 use self::report::Report;
 use crate::{build_ebpf, tool};
 
+mod client;
 mod compare;
-mod control;
 mod dataplane;
 mod flood;
 mod lane;

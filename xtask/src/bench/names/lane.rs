@@ -12,7 +12,7 @@ use super::haproxy::Haproxy;
 use super::nginx::Nginx;
 use super::peer::{self, Peer};
 use crate::bench::compare::{Contender, Ground};
-use crate::bench::control::Control;
+use crate::bench::client::{ATTACHMENTS, Control};
 use crate::bench::sys;
 
 /// The sandbox that is measured, as the daemon knows it.
@@ -101,13 +101,14 @@ impl Lane {
     pub fn join(&self, number: u16) -> Result<Sandbox> {
         let sandbox = self.topology.sandbox(NUMBER + number)?;
         if let Filter::Daemon { control, .. } = &self.filter {
-            control.ask(&json!({ "attach": {
+            let request = json!({
                 "id": member(number),
                 "iface": sandbox.host_interface(),
                 "addrs": { "list": [sandbox.v4(), sandbox.v6()] },
                 "mac": sandbox.mac_text(),
                 "policy": Book::new(book::USUAL, 0).policy(),
-            } }))?;
+            });
+            control.ask("POST", ATTACHMENTS, Some(&request))?;
         }
         Ok(sandbox)
     }
@@ -115,7 +116,7 @@ impl Lane {
     /// Takes leave of sandbox `number`.
     pub fn leave(&self, number: u16) -> Result<()> {
         if let Filter::Daemon { control, .. } = &self.filter {
-            control.ask(&json!({ "detach": { "id": member(number) } }))?;
+            control.ask("DELETE", &format!("{ATTACHMENTS}/{}", member(number)), None)?;
         }
         Ok(())
     }

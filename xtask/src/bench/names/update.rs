@@ -12,15 +12,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use filter_tests::Netns;
-use serde_json::json;
+use filter_tests::{ApiRequest, Netns};
 
 use super::book::{self, Book};
 use super::hello::{self, hello};
 use super::lane::{self, Lane};
 use super::servers::{Manner, Server, TLS};
+use crate::bench::client;
 use crate::bench::compare::{Contender, Goal, Ground, Progress, Row, Unit, compare_all};
-use crate::bench::control::Line;
 use crate::bench::latency::milliseconds;
 
 /// Names that are replaced.
@@ -50,9 +49,7 @@ impl Ground for Turn<'_> {
 /// Replaces again and again: the rows, and a remark about connections that were open.
 pub fn run(lanes: &[&Lane], rounds: usize, progress: &Progress) -> Result<([Row; 3], String)> {
     let books = [Book::new(COUNT, 1), Book::new(COUNT, 2)];
-    let lines = books
-        .each_ref()
-        .map(|book| Line::new(&json!({ "update": { "id": lane::SANDBOX, "policy": book.policy() } })));
+    let lines = books.each_ref().map(|book| client::update(lane::SANDBOX, &book.policy()));
     let mut turns = Vec::new();
     for lane in lanes.iter().filter(|lane| lane.contender() != Contender::Nothing) {
         progress.show(&format!("10k names: {}", lane.contender()));
@@ -79,7 +76,7 @@ pub fn run(lanes: &[&Lane], rounds: usize, progress: &Progress) -> Result<([Row;
     for turn in &turns {
         // What comes next is about the usual names.
         let usual = Book::new(book::USUAL, 0);
-        let line = Line::new(&json!({ "update": { "id": lane::SANDBOX, "policy": usual.policy() } }));
+        let line = client::update(lane::SANDBOX, &usual.policy());
         replace(turn.lane, &usual, &line)?;
         let (ended, taken) = (turn.ended.get(), turn.taken.get());
         remarks.push(format!("{} {ended} of {taken}", turn.contender()));
@@ -94,7 +91,7 @@ pub fn run(lanes: &[&Lane], rounds: usize, progress: &Progress) -> Result<([Row;
 }
 
 /// Puts a book in force; nothing is measured.
-fn replace(lane: &Lane, book: &Book, line: &Line) -> Result<()> {
+fn replace(lane: &Lane, book: &Book, line: &ApiRequest) -> Result<()> {
     if let Some(control) = lane.control() {
         control.time(line)?;
     }
@@ -121,7 +118,7 @@ struct Probe {
 }
 
 impl Turn<'_> {
-    fn change(&self, old: &Book, new: &Book, line: &Line) -> Result<Change> {
+    fn change(&self, old: &Book, new: &Book, line: &ApiRequest) -> Result<Change> {
         let sandbox = self.lane.sandbox();
         let _server = Server::start(self.lane.internet(), Manner::Patient)?;
         self.lane.forget()?;

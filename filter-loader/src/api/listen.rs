@@ -1,0 +1,206 @@
+//! Taking connections: on the control socket, whose mode is its access control, and on TCP.
+//!
+//! Clients are bounded in number, and in how long a request may take to arrive.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixSocket},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time,
+};
+
+use crate::error::ControlError;
+
+const SOCKET_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o755;
+const BACKLOG: u32 = 1024;
+
+/// What clients are held to.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Bounds {
+    /// Connections at the same time; more wait to be accepted.
+    pub connections: usize,
+    /// How long the head of a request may take to arrive, also the next one of a connection that is kept.
+    pub patience: Duration,
+    /// How long requests that are being answered have once the server shall stop.
+    pub farewell: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { connections: 4096, patience: Duration::from_secs(60), farewell: Duration::from_secs(30) }
+    }
+}
+
+/// Where connections come from.
+pub trait Source: Send + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// The next one.
+    fn next(&mut self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// A listening control socket; its file goes when this does.
+#[derive(Debug)]
+pub struct ControlSocket {
+    socket: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens at a path, whose directory is made where it is missing. Belongs inside a tokio runtime.
+    ///
+    /// # Errors
+    /// A conflict when somebody already answers there; otherwise that the path cannot be used.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let failed =
+            |error: io::Error| ControlError::failed(format!("cannot listen at {}: {error}", path.display()));
+        if let Some(directory) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(failed)?;
+        }
+        remove_stale(path)?;
+        let socket = UnixSocket::new_stream().map_err(failed)?;
+        socket.bind(path).map_err(failed)?;
+        // Nobody can connect before `listen`, so that the file is never open to others.
+        fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+        let socket = socket.listen(BACKLOG).map_err(failed)?;
+        Ok(Self { socket, path: path.to_owned() })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // A file that stays is replaced by the next daemon.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Removes a socket that nobody listens at any more, and nothing else.
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    let shown = path.display();
+    let kind = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(ControlError::failed(format!("cannot look at {shown}: {error}"))),
+    };
+    if !kind.is_socket() {
+        return Err(ControlError::failed(format!("{shown} is no socket; remove it or choose another path")));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(ControlError::conflict(format!("another daemon answers at {shown}; stop it first"))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| {
+                ControlError::failed(format!("cannot remove the stale socket {shown}: {error}"))
+            })
+        }
+        Err(error) => Err(ControlError::failed(format!("cannot tell who listens at {shown}: {error}"))),
+    }
+}
+
+impl Source for ControlSocket {
+    type Stream = tokio::net::UnixStream;
+
+    async fn next(&mut self) -> io::Result<Self::Stream> {
+        self.socket.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Source for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn next(&mut self) -> io::Result<Self::Stream> {
+        let (stream, _) = self.accept().await?;
+        // Answers are small and waited for.
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+/// Serves until `shutdown`, and then until what is under way is answered.
+pub async fn serve(
+    bounds: Bounds,
+    mut source: impl Source,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) {
+    let places = Arc::new(Semaphore::new(bounds.connections));
+    let (stop, stopped) = watch::channel(false);
+    let mut clients = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, source.next().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = &mut shutdown => break,
+            next = next => next,
+            Some(_) = clients.join_next() => continue,
+        };
+        match accepted {
+            Ok(stream) => {
+                let connection = converse(bounds, stream, router.clone(), stopped.clone());
+                clients.spawn(async move {
+                    let _place = place;
+                    connection.await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client of the API");
+                // Out of descriptors, most likely: trying again at once would spin.
+                time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(source);
+    // Fails only when there is no connection left to hear it.
+    let _ = stop.send(true);
+    let answered = async { while clients.join_next().await.is_some() {} };
+    if time::timeout(bounds.farewell, answered).await.is_err() {
+        tracing::warn!("requests were still running at shutdown");
+    }
+}
+
+/// Resolves once the server shall stop. Nothing of the channel is held on to.
+async fn told(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+async fn converse(
+    bounds: Bounds,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.patience);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(bounds.patience);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = told(&mut stopped) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a client of the API went away");
+    }
+}

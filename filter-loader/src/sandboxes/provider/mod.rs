@@ -1,0 +1,50 @@
+//! What makes sandboxes: a network namespace ([`netns`]), or the operator's own program ([`exec`]).
+//!
+//! A provider makes the thing and its interface, and takes both away again. It knows no policy: the keeper
+//! attaches the filter in between, before the interface goes up.
+
+pub mod exec;
+pub mod netns;
+
+use std::collections::BTreeMap;
+
+use super::record::Port;
+use crate::{control::Answer, error::ControlError, protocol::SandboxId};
+
+/// What is to be made.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Its name.
+    pub id: SandboxId,
+    /// What it is made from.
+    pub template_id: String,
+    /// What its owner says about it.
+    pub metadata: BTreeMap<String, String>,
+    /// What its processes shall find in their environment.
+    pub env_vars: BTreeMap<String, String>,
+}
+
+/// Makes sandboxes.
+pub trait Provider: Send + Sync + 'static {
+    /// What is known of a sandbox before it is made, and is its own from here on.
+    ///
+    /// # Errors
+    /// If there is room for no more.
+    fn reserve(&self, id: &SandboxId) -> Result<Option<Port>, ControlError>;
+
+    /// Takes over what a sandbox of an earlier run has.
+    fn adopt(&self, port: &Port);
+
+    /// Gives back what was reserved, once nothing of the sandbox is left.
+    fn release(&self, port: &Port);
+
+    /// Makes a sandbox whose interface is there and says nothing yet.
+    fn create(&self, order: Order, reserved: Option<Port>) -> Answer<'_, Port>;
+
+    /// Lets a sandbox speak, now that it is filtered.
+    fn start(&self, port: Port) -> Answer<'_, ()>;
+
+    /// Takes everything away, whatever there is of it: a sandbox that was made in part, or in full, or whose
+    /// interface has gone by itself.
+    fn destroy(&self, id: SandboxId, port: Option<Port>) -> Answer<'_, ()>;
+}
