@@ -118,6 +118,16 @@ impl Netns {
         netlink::with(self, async |links| links.delete(interface).await)
     }
 
+    /// Adds interfaces that lead nowhere: `<prefix>1` to `<prefix><count>`.
+    pub fn add_dummies(&self, prefix: &str, count: usize) -> Result<()> {
+        netlink::with(self, async |links| {
+            for number in 1..=count {
+                links.dummy(&format!("{prefix}{number}")).await?;
+            }
+            Ok(())
+        })
+    }
+
     /// Adds an address to an interface.
     pub fn add_address(&self, interface: &str, address: ipnet::IpNet) -> Result<()> {
         netlink::with(self, async |links| links.address(interface, address).await)

@@ -472,7 +472,7 @@ fn an_update_that_fails_changes_nothing() -> Result<()> {
         ),
         (json!({"allowOut": ["denied.test"], "denyOut": ["0.0.0.0/0"], "allowIn": []}), ""),
     ] {
-        let refused = ground.control.ask(&json!({"update": {"id": ID, "policy": policy}}))?;
+        let refused = ground.control.ask("PUT", &format!("/v1/attachments/{ID}/policy"), Some(&policy))?;
         let error = refused.err().with_context(|| format!("it was taken: {policy}"))?;
         ensure!(error["code"] == "invalid_policy", "{error}");
         ensure!(error["pointer"].as_str().unwrap_or("").starts_with(pointer), "{policy}: {error}");

@@ -6,6 +6,7 @@
 //! what the kernel tells into lines, which [`journal`] writes; [`tokens`] derives the secrets of sandboxes. [`service`]
 //! ties them to the API and runs until it is told to stop.
 
+pub mod cleanup;
 pub mod core;
 pub mod cut;
 pub mod events;
@@ -15,9 +16,11 @@ pub mod journal;
 pub mod reconcile;
 pub mod registry;
 pub mod service;
+mod serving;
 pub mod state;
 pub mod templates;
 pub mod tokens;
 
 pub use core::Core;
-pub use service::{cleanup, run};
+pub use cleanup::cleanup;
+pub use service::run;

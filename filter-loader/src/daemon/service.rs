@@ -8,38 +8,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::core::Core;
 use super::inspection::punt_settings;
 use super::journal::Journal;
 use super::registry::Sandbox;
+use super::serving::{keeper, serve_api};
 use super::state::StateDir;
 use super::tokens::Seed;
 use super::{cut, events, guard, inspection};
-use crate::api::keys::Keys;
-use crate::api::listen::{self, Bounds, ControlSocket};
-use crate::api::{self, Api};
 use crate::config::Config;
-use crate::config::sections::{self, Attach, ProviderKind};
-use crate::control::{Answer, Control};
+use crate::config::sections::Attach;
 use crate::error::{ControlError, ErrorCode};
-use crate::kernel::links::{links_dir, unpin};
-use crate::kernel::object::{Settings, foreign_maps, maps_dir};
-use crate::kernel::punts::lookup_pin;
+use crate::kernel::object::Settings;
 use crate::kernel::{AttachMode, Kernel};
-use crate::limits::Limiter;
 use crate::netlink::{Change, Netlink};
-use crate::protocol::{AttachRequest, SandboxId, Show, Stats, Summary, UpdateRequest};
-use crate::routing::Way;
-use crate::sandboxes::provider::Provider;
-use crate::sandboxes::provider::exec::Exec;
-use crate::sandboxes::provider::netns::Netns;
-use crate::sandboxes::{Allowance, Sandboxes};
+use crate::sandboxes::Sandboxes;
 
 /// What the programs are told, from the configuration.
 pub fn settings(config: &Config) -> Settings {
@@ -142,64 +129,6 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     result
 }
 
-/// The keeper of the sandboxes that the API makes, with the configured provider.
-fn keeper(core: &Arc<Core>) -> Result<Sandboxes, ControlError> {
-    let config = &core.config;
-    let netlink = core.netlink.clone();
-    let provider: Arc<dyn Provider> = match (config.provider.kind, &config.provider.command) {
-        (ProviderKind::Exec, Some(command)) => Arc::new(Exec::new(command.clone(), Some(netlink))),
-        (ProviderKind::Exec, None) => {
-            return Err(ControlError::usage("[provider] kind \"exec\" needs a command"));
-        }
-        (ProviderKind::Netns, _) => {
-            Arc::new(Netns::new(netlink, config.provider.subnet, &config.defaults.fields.dns.servers))
-        }
-    };
-    Sandboxes::new(Arc::new(Service(core.clone())), provider, &config.paths.state_dir)
-}
-
-/// Serves the API on the control socket and, where it is configured, on TCP.
-async fn serve_api(
-    core: &Arc<Core>,
-    sandboxes: &Arc<Sandboxes>,
-    stop: &watch::Receiver<bool>,
-) -> Result<JoinSet<()>, ControlError> {
-    let config = &core.config;
-    let limits = &config.limits;
-    let api = Arc::new(Api {
-        control: Arc::new(Service(core.clone())),
-        sandboxes: sandboxes.clone(),
-        host: Allowance {
-            concurrent: (limits.concurrent_sandboxes > 0).then_some(limits.concurrent_sandboxes),
-            rate: Limiter::new(limits.create_rate).map(Arc::new),
-        },
-        domain: config.ingress.domain.clone(),
-    });
-    let told = || {
-        let mut stop = stop.clone();
-        async move {
-            // Gone or told: both mean to stop.
-            let _ = stop.wait_for(|stop| *stop).await;
-        }
-    };
-    let mut serving = JoinSet::new();
-    if let Some(address) = config.api.listen {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}")))?;
-        let keys = Keys::new(config, &core.seed);
-        if keys.is_empty() {
-            tracing::warn!(%address, "nobody can use the API over TCP: there are no [[api_keys]]");
-        }
-        let router = api::for_keys(api.clone(), Arc::new(keys));
-        serving.spawn(listen::serve(Bounds::default(), listener, router, told()));
-    }
-    // The last one: whoever finds it there finds everything.
-    let socket = ControlSocket::bind(&config.paths.socket)?;
-    serving.spawn(listen::serve(Bounds::default(), socket, api::for_operator(api), told()));
-    Ok(serving)
-}
-
 /// Follows the host: interfaces that go take their sandbox along, addresses that come are guarded.
 async fn watch_host(
     core: Arc<Core>,
@@ -272,7 +201,7 @@ async fn detach_the_gone(core: &Arc<Core>, sandboxes: &Arc<Sandboxes>, suspects:
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     core: &Arc<Core>,
     work: impl FnOnce(&Core) -> Result<T, ControlError> + Send + 'static,
 ) -> Result<T, ControlError> {
@@ -280,52 +209,6 @@ async fn blocking<T: Send + 'static>(
     spawn_blocking(move || work(&core))
         .await
         .unwrap_or_else(|_| Err(ControlError::failed("the daemon failed on this request; its log says more")))
-}
-
-/// The operations, each on a thread of its own.
-struct Service(Arc<Core>);
-
-impl Service {
-    fn run<'a, T: Send + 'static>(
-        &'a self,
-        work: impl FnOnce(&Core) -> Result<T, ControlError> + Send + 'static,
-    ) -> Answer<'a, T> {
-        Box::pin(blocking(&self.0, work))
-    }
-}
-
-impl Control for Service {
-    fn validate(&self, policy: Option<Value>) -> Answer<'_, ()> {
-        self.run(move |core| core.policy(policy).map(drop))
-    }
-
-    fn attach(&self, request: AttachRequest) -> Answer<'_, Show> {
-        self.run(move |core| core.attach(request))
-    }
-
-    fn update(&self, request: UpdateRequest) -> Answer<'_, Show> {
-        self.run(move |core| core.update(request))
-    }
-
-    fn detach(&self, id: SandboxId) -> Answer<'_, ()> {
-        self.run(move |core| core.detach(&id))
-    }
-
-    fn list(&self) -> Answer<'_, Vec<Summary>> {
-        self.run(Core::list)
-    }
-
-    fn show(&self, id: SandboxId, with_tokens: bool) -> Answer<'_, Show> {
-        self.run(move |core| core.show(&id, with_tokens))
-    }
-
-    fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats> {
-        self.run(move |core| core.stats(id.as_ref()))
-    }
-
-    fn doctor(&self) -> Answer<'_, Value> {
-        self.run(crate::doctor::of_daemon)
-    }
 }
 
 /// Makes sure that pins have a file system to be on.
@@ -339,74 +222,4 @@ fn mount_bpffs(dir: &Path) -> Result<(), ControlError> {
     mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|errno| {
         ControlError::failed(format!("cannot mount a BPF file system at {}: {errno}", root.display()))
     })
-}
-
-/// Removes the routing rules that lead to the inspector.
-fn close_way(config: &sections::Inspector) -> Result<usize, ControlError> {
-    let failed = |error: std::io::Error| {
-        ControlError::failed(format!("cannot remove the routing rules of the inspector: {error}"))
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    runtime.block_on(async {
-        let (netlink, _changes) = Netlink::open().map_err(failed)?;
-        Way::new(config).close(&netlink).await.map_err(failed)
-    })
-}
-
-/// Removes every program, link and map that the filter has pinned, and what it wrote down. Needs no daemon,
-/// and allows none.
-///
-/// # Errors
-/// `conflict` if a daemon runs, or sandboxes are attached and `force` is not given.
-pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError> {
-    let state = StateDir::open(&config.paths.state_dir)?;
-    let bpffs = &config.paths.bpffs_dir;
-    let records = state.load();
-    let attached = match &records {
-        Ok(records) => records.len(),
-        Err(_) if force => 0,
-        Err(error) => return Err(error.clone()),
-    };
-    if attached > 0 && !force {
-        return Err(ControlError::conflict(format!(
-            "{attached} sandboxes are attached and would be unfiltered; detach them, or say --force"
-        )));
-    }
-    let mut removed = Vec::new();
-    for record in records.unwrap_or_default() {
-        crate::kernel::links::detach_filters(&record.iface);
-        state.remove(&record.id)?;
-        removed.push(format!("sandbox {}", record.id));
-    }
-    let mut dirs = vec![maps_dir(bpffs)];
-    if let Some((foreign, _)) = foreign_maps(bpffs)? {
-        dirs.push(foreign);
-    }
-    let links = links_dir(bpffs);
-    if links.exists() {
-        for entry in std::fs::read_dir(&links).map_err(crate::kernel::pins(&links))? {
-            let path = entry.map_err(crate::kernel::pins(&links))?.path();
-            unpin(&path)?;
-            removed.push(path.display().to_string());
-        }
-        dirs.insert(0, links);
-    }
-    // Behind the programs on the interfaces: what these punt must not go anywhere else.
-    let pin = lookup_pin(bpffs);
-    if pin.exists() {
-        std::fs::remove_file(&pin).map_err(crate::kernel::pins(&pin))?;
-        removed.push(pin.display().to_string());
-    }
-    match close_way(&config.inspector)? {
-        0 => {}
-        count => removed.push(format!("{count} routing rules and routes")),
-    }
-    dirs.push(bpffs.clone());
-    for dir in dirs {
-        if dir.exists() {
-            unpin(&dir)?;
-            removed.push(dir.display().to_string());
-        }
-    }
-    Ok(removed)
 }

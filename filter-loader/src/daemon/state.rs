@@ -139,6 +139,10 @@ impl StateDir {
         for entry in fs::read_dir(&self.path).map_err(failed(&self.path))? {
             let path = entry.map_err(failed(&self.path))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
+                if path.extension().is_some_and(|extension| extension == "new") {
+                    // Of a write that was interrupted; what it was to replace is still there.
+                    fs::remove_file(&path).map_err(failed(&path))?;
+                }
                 continue;
             }
             let text = fs::read(&path).map_err(failed(&path))?;

@@ -29,9 +29,9 @@ use tokio::{sync::Notify, task::spawn_blocking};
 
 pub use self::{
     create::{Allowance, CreateError, NewSandbox},
-    record::{Owner, Port, Record},
+    record::{Owner, Port, Record, Records},
 };
-use self::{provider::Provider, record::Records, table::Table};
+use self::{provider::Provider, table::Table};
 use crate::{
     control::Control,
     error::ControlError,

@@ -122,6 +122,10 @@ impl Records {
         for entry in fs::read_dir(&self.0).map_err(failed(&self.0))? {
             let path = entry.map_err(failed(&self.0))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
+                if path.extension().is_some_and(|extension| extension == "new") {
+                    // Of a write that was interrupted; what it was to replace is still there.
+                    fs::remove_file(&path).map_err(failed(&path))?;
+                }
                 continue;
             }
             let text = fs::read(&path).map_err(failed(&path))?;

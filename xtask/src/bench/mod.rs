@@ -1,7 +1,7 @@
 //! `bench`: what the filter costs, next to no filter and to others of its kind, in one run on one machine.
 //!
-//! Everything runs in network namespaces that are gone afterwards; no packet leaves the machine. [`dataplane`]
-//! and [`names`] have the rows. Each contender has a *lane* of its own ([`lane`], [`names::lane`]): the same
+//! Everything runs in network namespaces that are gone afterwards; no packet leaves the machine. [`dataplane`],
+//! [`names`] and [`control`] have the rows. Each contender has a *lane* of its own ([`lane`], [`names::lane`]): the same
 //! sandbox, host and internet, with another filter in between. [`compare`] measures the lanes in turn, and
 //! [`report`] prints.
 
@@ -16,6 +16,7 @@ use crate::{build_ebpf, tool};
 
 mod client;
 mod compare;
+mod control;
 mod dataplane;
 mod flood;
 mod lane;
@@ -41,6 +42,8 @@ enum Bench {
     Dataplane(dataplane::Args),
     /// Connections and requests judged by name, updates: no filter, this filter, nginx and HAProxy side by side
     Names(names::Args),
+    /// Making, updating and ending sandboxes through the API, by how many there are; memory of an idle one
+    Control(control::Args),
 }
 
 /// What all benches can be told.
@@ -76,6 +79,7 @@ impl Bench {
         match self {
             Self::Dataplane(args) => args.options(),
             Self::Names(args) => args.options(),
+            Self::Control(args) => args.options(),
         }
     }
 
@@ -83,6 +87,7 @@ impl Bench {
         match self {
             Self::Dataplane(args) => dataplane::run(args, binary),
             Self::Names(args) => names::run(args, binary),
+            Self::Control(args) => control::run(args, binary),
         }
     }
 }

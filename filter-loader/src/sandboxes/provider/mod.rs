@@ -6,10 +6,17 @@
 pub mod exec;
 pub mod netns;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use self::{exec::Exec, netns::Netns};
 use super::record::Port;
-use crate::{control::Answer, error::ControlError, protocol::SandboxId};
+use crate::{
+    config::{Config, sections::ProviderKind},
+    control::Answer,
+    error::ControlError,
+    netlink::Netlink,
+    protocol::SandboxId,
+};
 
 /// What is to be made.
 #[derive(Clone, Debug)]
@@ -47,4 +54,18 @@ pub trait Provider: Send + Sync + 'static {
     /// Takes everything away, whatever there is of it: a sandbox that was made in part, or in full, or whose
     /// interface has gone by itself.
     fn destroy(&self, id: SandboxId, port: Option<Port>) -> Answer<'_, ()>;
+}
+
+/// The provider that the operator wants.
+///
+/// # Errors
+/// `usage` if the configuration names no program for `exec`.
+pub fn configured(config: &Config, netlink: &Netlink) -> Result<Arc<dyn Provider>, ControlError> {
+    let netlink = netlink.clone();
+    let resolvers = &config.defaults.fields.dns.servers;
+    match (config.provider.kind, &config.provider.command) {
+        (ProviderKind::Exec, Some(command)) => Ok(Arc::new(Exec::new(command.clone(), Some(netlink)))),
+        (ProviderKind::Exec, None) => Err(ControlError::usage("[provider] kind \"exec\" needs a command")),
+        (ProviderKind::Netns, _) => Ok(Arc::new(Netns::new(netlink, config.provider.subnet, resolvers))),
+    }
 }
