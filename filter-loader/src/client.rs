@@ -140,7 +140,8 @@ impl Client {
             return Ok(answer);
         }
         let refusal: Refusal = serde_json::from_slice(&answer).map_err(strange)?;
-        let plain = if status == StatusCode::BAD_REQUEST { ControlError::usage } else { ControlError::failed };
+        let plain =
+            if status == StatusCode::BAD_REQUEST { ControlError::usage } else { ControlError::failed };
         Err(refusal.error.unwrap_or_else(|| plain(refusal.message)))
     }
 

@@ -95,6 +95,9 @@ mod tests {
 
     #[test]
     fn seconds_round_up() {
-        assert_eq!((seconds(Duration::ZERO), seconds(Duration::from_millis(1)), seconds(Duration::from_secs(2))), (0, 1, 2));
+        assert_eq!(
+            (seconds(Duration::ZERO), seconds(Duration::from_millis(1)), seconds(Duration::from_secs(2))),
+            (0, 1, 2)
+        );
     }
 }

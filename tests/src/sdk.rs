@@ -140,7 +140,8 @@ fn installed(name: &str, install: impl FnOnce(&Path) -> Result<()>) -> Result<Pa
         if home.exists() {
             fs::remove_dir_all(&home)?;
         }
-        install(&home).with_context(|| format!("cannot install {name}; the registry must be reachable once"))?;
+        install(&home)
+            .with_context(|| format!("cannot install {name}; the registry must be reachable once"))?;
         File::create(done)?;
     }
     Ok(home)

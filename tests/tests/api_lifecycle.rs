@@ -50,7 +50,9 @@ fn sandboxes_outlive_the_daemon_and_their_time_goes_on() -> Result<()> {
     let mut stand = Stand::new()?;
     let stays = stand.create(json!({ "denyOut": [B] }))?;
     let ends = stand.create(json!({}))?;
-    let tokens = |stand: &Stand| stand.ask(KEY, "POST", &format!("/sandboxes/{stays}/connect"), Some(&json!({ "timeout": 1 })));
+    let tokens = |stand: &Stand| {
+        stand.ask(KEY, "POST", &format!("/sandboxes/{stays}/connect"), Some(&json!({ "timeout": 1 })))
+    };
     let before = tokens(&stand)?.success()?;
     let soon = json!({ "timeout": 2 });
     stand.ask(KEY, "POST", &format!("/sandboxes/{ends}/timeout"), Some(&soon))?.success()?;
@@ -88,7 +90,8 @@ fn a_daemon_killed_in_the_middle_leaves_nothing_half_made() -> Result<()> {
             thread::sleep(Duration::from_millis(10 + round * 25));
             // The daemon goes while they are being made.
             let id = stand.daemon.id().map(|id| i32::try_from(id).unwrap()).unwrap();
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL).unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
         });
         let _ = stand.daemon.kill9();
         stand.daemon.start()?;
@@ -130,7 +133,8 @@ fn operations_on_one_sandbox_at_once_follow_one_another() -> Result<()> {
                     scope.spawn(move || {
                         let body = json!({ "denyOut": [format!("198.51.100.{n}")] });
                         let update = stand.ask(KEY, "PUT", path, Some(&body)).unwrap().status;
-                        let kill = stand.ask(KEY, "DELETE", &format!("/sandboxes/{id}"), None).unwrap().status;
+                        let kill =
+                            stand.ask(KEY, "DELETE", &format!("/sandboxes/{id}"), None).unwrap().status;
                         (update, kill)
                     })
                 })
@@ -146,7 +150,8 @@ fn operations_on_one_sandbox_at_once_follow_one_another() -> Result<()> {
 
 #[test]
 fn many_rounds_leak_nothing() -> Result<()> {
-    let rounds: usize = std::env::var("SANDBOX_FILTER_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let rounds: usize =
+        std::env::var("SANDBOX_FILTER_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
     let stand = Stand::new()?;
     // The first ones fill caches and pools.
     let (warm_up, at_once) = (8, 4);
@@ -156,8 +161,12 @@ fn many_rounds_leak_nothing() -> Result<()> {
             before = Some(resources(&stand)?);
         }
         let ids: Result<Vec<String>> = thread::scope(|scope| {
-            let made: Vec<_> =
-                (0..at_once).map(|n| { let stand = &stand; scope.spawn(move || stand.create(json!({ "denyOut": [format!("198.51.100.{n}")] }))) }).collect();
+            let made: Vec<_> = (0..at_once)
+                .map(|n| {
+                    let stand = &stand;
+                    scope.spawn(move || stand.create(json!({ "denyOut": [format!("198.51.100.{n}")] })))
+                })
+                .collect();
             made.into_iter().map(|made| made.join().unwrap()).collect()
         });
         for id in ids? {
@@ -168,7 +177,9 @@ fn many_rounds_leak_nothing() -> Result<()> {
     let before = before.context("no rounds")?;
     eventually("everything is given back", || {
         let after = resources(&stand)?;
-        Ok(after.descriptors <= before.descriptors + 4 && after.routes == before.routes && after.memory < before.memory + 16_384)
+        Ok(after.descriptors <= before.descriptors + 4
+            && after.routes == before.routes
+            && after.memory < before.memory + 16_384)
     })
     .with_context(|| format!("{before:?} became {:?}", resources(&stand)))
 }
@@ -209,7 +220,8 @@ fn an_operators_program_makes_sandboxes() -> Result<()> {
     let config = format!("[provider]\nkind = 'exec'\ncommand = {:?}\n", example.canonicalize()?);
     let daemon = configured(&topology).config(&config).start()?;
     let api = daemon.api();
-    let body = json!({ "templateID": "base", "network": { "denyOut": [B] }, "envVars": { "GREETING": "hello" } });
+    let body =
+        json!({ "templateID": "base", "network": { "denyOut": [B] }, "envVars": { "GREETING": "hello" } });
     let made = api.ask("POST", "/sandboxes", Some(&body))?.success()?;
     let id = made["sandboxID"].as_str().context("no id")?.to_owned();
     let show = daemon.show(&id)?;
@@ -251,7 +263,8 @@ fn a_program_that_fails_leaves_nothing_half_made() -> Result<()> {
     let asked = fs::read_to_string(dir.0.join("asked"))?;
     let ids = |verb: &str| -> Vec<Value> {
         let of_verb = asked.lines().filter(|line| line.ends_with(verb));
-        let documents = of_verb.filter_map(|line| serde_json::from_str::<Value>(line.trim_end_matches(verb)).ok());
+        let documents =
+            of_verb.filter_map(|line| serde_json::from_str::<Value>(line.trim_end_matches(verb)).ok());
         documents.map(|document| document["sandboxID"].clone()).collect()
     };
     assert_eq!(ids("create").len(), 3, "{asked}");

@@ -33,16 +33,31 @@ fn the_steps_of_a_sequence_of_updates() -> Result<()> {
         ("allow one through it", json!({ "denyOut": [ALL], "allowOut": [A] }), [true, false], [false, false]),
         ("replace it", json!({ "denyOut": [ALL], "allowOut": [B] }), [false, true], [false, false]),
         ("several", json!({ "denyOut": [ALL], "allowOut": [A, B] }), [true, true], [false, false]),
-        ("a CIDR", json!({ "denyOut": [ALL], "allowOut": ["203.0.113.0/28"] }), [true, false], [false, false]),
+        (
+            "a CIDR",
+            json!({ "denyOut": [ALL], "allowOut": ["203.0.113.0/28"] }),
+            [true, false],
+            [false, false],
+        ),
         ("a domain", json!({ "denyOut": [ALL], "allowOut": ["a.test"] }), [false, false], [true, false]),
-        ("domain and address", json!({ "denyOut": [ALL], "allowOut": ["b.test", A] }), [true, false], [false, true]),
+        (
+            "domain and address",
+            json!({ "denyOut": [ALL], "allowOut": ["b.test", A] }),
+            [true, false],
+            [false, true],
+        ),
         ("drop allow, keep deny", json!({ "denyOut": [ALL] }), [false, false], [false, false]),
         ("clear", json!({}), [true, true], [true, true]),
         ("again", json!({ "denyOut": [ALL], "allowOut": [A] }), [true, false], [false, false]),
         ("allow without deny", json!({ "allowOut": [A] }), [true, true], [true, true]),
         ("internet off", json!({ "allow_internet_access": false }), [false, false], [false, false]),
         ("internet on", json!({ "allow_internet_access": true }), [true, true], [true, true]),
-        ("off but for one", json!({ "allow_internet_access": false, "allowOut": [B] }), [false, true], [false, false]),
+        (
+            "off but for one",
+            json!({ "allow_internet_access": false, "allowOut": [B] }),
+            [false, true],
+            [false, false],
+        ),
         ("omitted", json!({ "denyOut": [B] }), [true, false], [true, true]),
     ];
     let path = format!("/sandboxes/{id}/network");
@@ -87,7 +102,8 @@ fn of_two_that_change_what_they_have_seen_one_learns_of_the_other() -> Result<()
     let id = stand.create(json!({}))?;
     let path = format!("/v1/attachments/{id}/policy");
     let api = stand.daemon.api();
-    let tag = api.ask("GET", &format!("/v1/attachments/{id}"), None)?.header("etag").context("no tag")?.to_owned();
+    let tag =
+        api.ask("GET", &format!("/v1/attachments/{id}"), None)?.header("etag").context("no tag")?.to_owned();
     let statuses: Vec<u16> = thread::scope(|scope| {
         let racers: Vec<_> = (0..8)
             .map(|n| {
@@ -106,7 +122,8 @@ fn of_two_that_change_what_they_have_seen_one_learns_of_the_other() -> Result<()
     // A part changes in one step, whoever else changes another.
     let merged = api.ask("PATCH", &path, Some(&json!({ "denyOut": [A] })))?.success()?;
     assert_eq!(merged["policy"]["denyOut"], json!([A]));
-    let merged = api.ask("PATCH", &path, Some(&json!({ "limits": { "egressConnections": 9 } })))?.success()?;
+    let merged =
+        api.ask("PATCH", &path, Some(&json!({ "limits": { "egressConnections": 9 } })))?.success()?;
     assert_eq!((&merged["policy"]["denyOut"], &merged["connections"]["limit"]), (&json!([A]), &json!(9)));
     assert!(!reaches(&id, A)? && reaches(&id, B)?);
     Ok(())

@@ -22,7 +22,15 @@ fn the_api_does_what_it_says() -> Result<()> {
         .current_dir(stand.daemon.state_dir())
         .args(["run", &format!("http://{API}/openapi.json"), "--checks", CHECKS])
         .args(["-H", &format!("X-API-Key: {KEY}"), "--max-examples", "12", "--seed", "1"])
-        .args(["--phases", "examples,coverage,fuzzing", "--request-timeout", "20", "--no-color", "--max-time", "40"])
+        .args([
+            "--phases",
+            "examples,coverage,fuzzing",
+            "--request-timeout",
+            "20",
+            "--no-color",
+            "--max-time",
+            "40",
+        ])
         .args(["--generation-database", "none", "--suppress-health-check", "all"])
         .stdin(Stdio::null());
     let output = command.output()?;

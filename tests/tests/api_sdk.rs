@@ -27,7 +27,8 @@ fn for_each_sdk(work: impl Fn(&Stand, &mut Sdk, SdkKind) -> Result<()>) -> Resul
 #[test]
 fn a_sandbox_from_its_making_to_its_end() -> Result<()> {
     for_each_sdk(|stand, sdk, _| {
-        let made = sdk.must("create", json!({ "template": "base", "metadata": { "app": "x" }, "timeout": 120 }))?;
+        let made =
+            sdk.must("create", json!({ "template": "base", "metadata": { "app": "x" }, "timeout": 120 }))?;
         let id = id_of(&made)?;
         assert!(id.len() == 20 && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()));
         assert_eq!(made["domain"], json!("sandbox.localhost"));
@@ -118,7 +119,8 @@ fn an_update_is_felt_by_the_running_sandbox() -> Result<()> {
 #[test]
 fn domains_and_wildcards() -> Result<()> {
     let stand = Stand::new()?;
-    let names = [("allowed.test", &[A][..]), ("a.wild.test", &[A]), ("wild.test", &[A]), ("other.test", &[A])];
+    let names =
+        [("allowed.test", &[A][..]), ("a.wild.test", &[A]), ("wild.test", &[A]), ("other.test", &[A])];
     let _zone = Zone::serve(stand.topology.internet(), &names)?;
     let _web = stand.topology.serve(Service::Http, 80)?;
     for kind in SdkKind::ALL {
@@ -126,7 +128,8 @@ fn domains_and_wildcards() -> Result<()> {
         let network = json!({ "allow_out": ["allowed.test", "*.wild.test"], "deny_out": ["0.0.0.0/0"] });
         let id = id_of(&sdk.must("create", json!({ "network": network }))?)?;
         let sandbox = inside(&id)?;
-        for (name, allowed) in [("allowed.test", true), ("a.wild.test", true), ("wild.test", false), ("other.test", false)]
+        for (name, allowed) in
+            [("allowed.test", true), ("a.wild.test", true), ("wild.test", false), ("other.test", false)]
         {
             let to: std::net::SocketAddr = format!("{A}:80").parse()?;
             let answer = sandbox.http_get(to, name, Duration::from_secs(5)).result?;
@@ -144,8 +147,18 @@ fn every_class_of_error() -> Result<()> {
         let class = |python_name: &'static str, other: &'static str| if python { python_name } else { other };
         let none = "ib1234567890123456789";
         for (order, arguments, classes, message) in [
-            ("info", json!({ "id": none }), class("SandboxNotFoundException", "SandboxNotFoundError"), "not found"),
-            ("connect", json!({ "id": none }), class("SandboxNotFoundException", "SandboxNotFoundError"), "not found"),
+            (
+                "info",
+                json!({ "id": none }),
+                class("SandboxNotFoundException", "SandboxNotFoundError"),
+                "not found",
+            ),
+            (
+                "connect",
+                json!({ "id": none }),
+                class("SandboxNotFoundException", "SandboxNotFoundError"),
+                "not found",
+            ),
             (
                 "update",
                 json!({ "id": none, "network": {} }),

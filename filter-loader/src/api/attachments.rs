@@ -32,10 +32,7 @@ pub struct Id(SandboxId);
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Id {
     type Rejection = ApiError;
 
-    async fn from_request_parts(
-        parts: &mut axum::http::request::Parts,
-        state: &S,
-    ) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, ApiError> {
         let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
         let text = path.map(|path| path.0).unwrap_or_default();
         text.parse().map(Self).map_err(|error| ControlError::usage(error).into())

@@ -119,6 +119,7 @@ pub fn condition(headers: &HeaderMap) -> Option<Condition> {
 pub fn has_already(headers: &HeaderMap, tag: &str) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     // Weak comparison, RFC 9110 section 13.1.2.
-    let mut listed = values.flat_map(|value| value.split(',')).map(|listed| listed.trim().trim_start_matches("W/"));
+    let mut listed =
+        values.flat_map(|value| value.split(',')).map(|listed| listed.trim().trim_start_matches("W/"));
     listed.any(|listed| listed == "*" || listed == tag)
 }

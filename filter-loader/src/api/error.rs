@@ -61,7 +61,8 @@ impl ApiError {
     pub fn rate_limited(refused: Refused) -> Self {
         let wait = seconds(refused.wait).max(1);
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMITED);
-        error.headers = rate_headers(Standing { limit: refused.limit, remaining: 0, reset: Duration::from_secs(wait) });
+        error.headers =
+            rate_headers(Standing { limit: refused.limit, remaining: 0, reset: Duration::from_secs(wait) });
         error.headers.push((header::RETRY_AFTER, wait.into()));
         error
     }

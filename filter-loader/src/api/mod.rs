@@ -76,8 +76,15 @@ fn finish(router: Router<Arc<Api>>, document: &utoipa::openapi::OpenApi, api: Ar
     router
         .route("/openapi.json", get(async || axum::Json(document)))
         .route("/health", get(async || StatusCode::NO_CONTENT))
-        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such route; /openapi.json has those that there are"))
-        .method_not_allowed_fallback(async || ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take that method"))
+        .fallback(async || {
+            ApiError::new(
+                StatusCode::NOT_FOUND,
+                "there is no such route; /openapi.json has those that there are",
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not take that method")
+        })
         .with_state(api)
 }
 

@@ -21,9 +21,7 @@ use super::{
     body::{Document, Id, Params},
     error::{ApiError, Refusal},
     network,
-    schema::{
-        Connect, Lifecycle, ListedSandbox, NewSandbox, Sandbox, SandboxDetail, Timeout,
-    },
+    schema::{Connect, Lifecycle, ListedSandbox, NewSandbox, Sandbox, SandboxDetail, Timeout},
     to_the_end,
 };
 use crate::{
@@ -52,7 +50,11 @@ const MAX_PAGE: usize = 100;
     (status = 429, description = "Too many, or too fast", body = Refusal),
     (status = 500, description = "The provider failed", body = Refusal),
 ))]
-pub async fn create(api: State<Arc<Api>>, caller: Extension<Caller>, body: Document) -> Result<Response, ApiError> {
+pub async fn create(
+    api: State<Arc<Api>>,
+    caller: Extension<Caller>,
+    body: Document,
+) -> Result<Response, ApiError> {
     make(api, caller, body, None, DEFAULT_TIMEOUT).await
 }
 
@@ -217,7 +219,11 @@ pub async fn detail(
     let record = api.sandboxes.get(&caller.owner, &id).ok_or_else(|| ApiError::no_sandbox(id.as_str()))?;
     let show = api.control.show(id.clone(), true).await;
     let show = show.map_err(|error| ApiError::about(id.as_str(), error))?;
-    let envd_access_token = if record.secure { show.tokens.as_ref().map(|tokens| tokens.envd_access_token.clone()) } else { None };
+    let envd_access_token = if record.secure {
+        show.tokens.as_ref().map(|tokens| tokens.envd_access_token.clone())
+    } else {
+        None
+    };
     Ok(Json(SandboxDetail {
         listed: listed(record),
         envd_access_token,
@@ -320,7 +326,8 @@ fn page(
         Some(token) => Some(read_token(token)?),
         None => None,
     };
-    let wants_running = filter.state.as_deref().is_none_or(|states| states.split(',').any(|state| state == "running"));
+    let wants_running =
+        filter.state.as_deref().is_none_or(|states| states.split(',').any(|state| state == "running"));
     let order = filter.order.unwrap_or_default();
     // Behind the last one of the page before, which may be gone by now.
     let is_behind = |place: &(u128, String)| match (&after, order) {
@@ -388,7 +395,8 @@ fn split_offset(text: &str) -> Option<(&str, i64)> {
 
 fn read_metadata(query: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let uri: Result<axum::http::Uri, _> = format!("/?{query}").parse();
-    let pairs = uri.ok().and_then(|uri| axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
+    let pairs =
+        uri.ok().and_then(|uri| axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
     let pairs = pairs.ok_or_else(|| ApiError::bad_request("metadata: expected URL-encoded `key=value&…`"))?;
     Ok(pairs.0.into_iter().collect())
 }
@@ -448,10 +456,14 @@ mod tests {
     #[test]
     fn times_have_offsets() {
         let noon = read_time("2026-01-31T12:00:00Z").unwrap();
-        for same in ["2026-01-31T13:30:00.000+01:30", "2026-01-31T13:30:00 01:30", "2026-01-31T07:00:00-05:00"] {
+        for same in
+            ["2026-01-31T13:30:00.000+01:30", "2026-01-31T13:30:00 01:30", "2026-01-31T07:00:00-05:00"]
+        {
             assert_eq!(read_time(same).unwrap(), noon, "{same}");
         }
-        for bad in ["", "Z", "noon", "2026-01-31", "2026-01-31T12:00:00", "+01:00", "2026-01-31T12:00:00+xx:00"] {
+        for bad in
+            ["", "Z", "noon", "2026-01-31", "2026-01-31T12:00:00", "+01:00", "2026-01-31T12:00:00+xx:00"]
+        {
             assert!(read_time(bad).is_err(), "{bad}");
         }
     }

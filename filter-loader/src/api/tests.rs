@@ -253,16 +253,20 @@ fn e2bs_routes_have_e2bs_shapes() {
     assert_eq!(detail.body["network"]["allowOut"], json!(["1.1.1.1"]));
     assert!(detail.body["network"].get("allowInternetAccess").is_none());
 
-    let connected = server.ask("key-a", "POST", &format!("/v2/sandboxes/{id}/connect"), Some(json!({ "timeout": 1 })));
+    let connected =
+        server.ask("key-a", "POST", &format!("/v2/sandboxes/{id}/connect"), Some(json!({ "timeout": 1 })));
     assert_eq!((connected.status, &connected.body), (200, &expected));
-    for path in ["/sandboxes", "/v2/sandboxes", "/v2/sandboxes?metadata=app%3Dx&state=running,paused&limit=100"] {
+    for path in
+        ["/sandboxes", "/v2/sandboxes", "/v2/sandboxes?metadata=app%3Dx&state=running,paused&limit=100"]
+    {
         let list = server.ask("key-a", "GET", path, None);
         assert_eq!((list.status, &list.body[0]["sandboxID"]), (200, &json!(id)), "{path}");
     }
     for path in ["/v2/sandboxes?metadata=app%3Dy", "/v2/sandboxes?state=paused", "/v2/sandboxes?template=t"] {
         assert_eq!(server.ask("key-a", "GET", path, None).body, json!([]), "{path}");
     }
-    let timeout = server.ask("key-a", "POST", &format!("/sandboxes/{id}/timeout"), Some(json!({ "timeout": 9 })));
+    let timeout =
+        server.ask("key-a", "POST", &format!("/sandboxes/{id}/timeout"), Some(json!({ "timeout": 9 })));
     assert_eq!((timeout.status, timeout.body), (204, Value::Null));
     let killed = server.ask("key-a", "DELETE", &format!("/sandboxes/{id}"), None);
     assert_eq!((killed.status, killed.body), (204, Value::Null));
@@ -502,8 +506,13 @@ fn the_description_says_what_there_is() {
     };
     let operators = of(server.operate("GET", "/openapi.json", None));
     let keyed = of(server.ask_with("", "GET", "/openapi.json", None));
-    for path in ["/sandboxes", "/v2/sandboxes", "/sandboxes/{sandboxID}/network", "/v2/sandboxes/{sandboxID}/connect"] {
-        assert!(operators.iter().any(|known| known == path) && keyed.iter().any(|known| known == path), "{path}");
+    for path in
+        ["/sandboxes", "/v2/sandboxes", "/sandboxes/{sandboxID}/network", "/v2/sandboxes/{sandboxID}/connect"]
+    {
+        assert!(
+            operators.iter().any(|known| known == path) && keyed.iter().any(|known| known == path),
+            "{path}"
+        );
     }
     assert!(operators.iter().any(|path| path == "/v1/attachments/{id}/policy"));
     assert!(!keyed.iter().any(|path| path.starts_with("/v1/")));

@@ -25,12 +25,7 @@ use self::{
     args::{AttachArgs, Cli, Command, SocketArgs, UpdateArgs},
     output::{Detached, Printer},
 };
-use crate::{
-    client::Client,
-    config::Config,
-    error::ControlError,
-    protocol::AttachRequest,
-};
+use crate::{client::Client, config::Config, error::ControlError, protocol::AttachRequest};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {

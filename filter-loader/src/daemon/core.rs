@@ -378,7 +378,11 @@ impl Core {
     /// # Errors
     /// If the kernel's maps cannot be read.
     pub fn list(&self) -> Result<Vec<Summary>, ControlError> {
-        self.registry.all().iter().map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox, false)?))).collect()
+        self.registry
+            .all()
+            .iter()
+            .map(|sandbox| Ok(Summary::from(self.show_sandbox(sandbox, false)?)))
+            .collect()
     }
 
     /// What sandboxes did: all of them, or one.

@@ -21,6 +21,6 @@ pub mod state;
 pub mod templates;
 pub mod tokens;
 
-pub use core::Core;
 pub use cleanup::cleanup;
+pub use core::Core;
 pub use service::run;

@@ -130,11 +130,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
 }
 
 /// Follows the host: interfaces that go take their sandbox along, addresses that come are guarded.
-async fn watch_host(
-    core: Arc<Core>,
-    sandboxes: Arc<Sandboxes>,
-    changes: impl Stream<Item = Change> + Send,
-) {
+async fn watch_host(core: Arc<Core>, sandboxes: Arc<Sandboxes>, changes: impl Stream<Item = Change> + Send) {
     /// Addresses come in bursts; each burst is followed once.
     const QUIET: Duration = Duration::from_millis(20);
     let mut changes = pin!(changes);

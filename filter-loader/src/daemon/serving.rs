@@ -51,9 +51,9 @@ pub(super) async fn serve_api(
     };
     let mut serving = JoinSet::new();
     if let Some(address) = config.api.listen {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}")))?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}"))
+        })?;
         let keys = Keys::new(config, &core.seed);
         if keys.is_empty() {
             tracing::warn!(%address, "nobody can use the API over TCP: there are no [[api_keys]]");

@@ -43,7 +43,8 @@ impl Seed {
                 let seed: [u8; LENGTH] = rand::random();
                 let new = path.with_extension("new");
                 let write = || -> io::Result<()> {
-                    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+                    let mut file =
+                        File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
                     file.write_all(&seed)?;
                     file.sync_data()?;
                     fs::rename(&new, &path)
@@ -57,7 +58,8 @@ impl Seed {
 
     /// Those of a sandbox. A later one of the same id has another number, and so other tokens.
     pub fn tokens(&self, id: &SandboxId, tenant: u32) -> Tokens {
-        let of = |purpose: &str| self.derive(&[purpose.as_bytes(), id.as_str().as_bytes(), &tenant.to_be_bytes()]);
+        let of =
+            |purpose: &str| self.derive(&[purpose.as_bytes(), id.as_str().as_bytes(), &tenant.to_be_bytes()]);
         Tokens { traffic_access_token: of("traffic"), envd_access_token: of("envd") }
     }
 

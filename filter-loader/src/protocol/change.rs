@@ -40,7 +40,9 @@ fn merge(target: &mut Value, patch: Map<String, Value>) {
         match value {
             Value::Null => drop(members.shift_remove(&key)),
             Value::Object(inner) => merge(members.entry(key).or_insert(Value::Null), inner),
-            plain => drop(members.insert(key, plain)),
+            plain @ (Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+                members.insert(key, plain);
+            }
         }
     }
 }

@@ -163,5 +163,6 @@ impl Record {
 }
 
 fn joined<T>(result: Result<Result<T, ControlError>, tokio::task::JoinError>) -> Result<T, ControlError> {
-    result.unwrap_or_else(|_| Err(ControlError::failed("the daemon failed on this request; its log says more")))
+    result
+        .unwrap_or_else(|_| Err(ControlError::failed("the daemon failed on this request; its log says more")))
 }

@@ -87,9 +87,7 @@ impl Control for FakeControl {
     }
 
     fn detach(&self, id: SandboxId) -> Answer<'_, ()> {
-        Box::pin(async move {
-            self.there().remove(&id).map(drop).ok_or_else(|| ControlError::not_found(id))
-        })
+        Box::pin(async move { self.there().remove(&id).map(drop).ok_or_else(|| ControlError::not_found(id)) })
     }
 
     fn list(&self) -> Answer<'_, Vec<Summary>> {
@@ -225,7 +223,9 @@ async fn a_sandbox_is_its_owners_and_nobody_elses() {
     let (a, b) = (key("a"), key("b"));
     let made = stand.make(&a).await.unwrap();
     let text = made.id.as_str();
-    assert!(text.len() == 20 && text.starts_with('i') && text.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    assert!(
+        text.len() == 20 && text.starts_with('i') && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    );
     assert_eq!(stand.keeper.get(&a, &made.id), Some(made.clone()));
     assert_eq!(stand.keeper.get(&b, &made.id), None);
     assert_eq!(stand.keeper.get(&Owner::Operator, &made.id), Some(made.clone()));
@@ -250,7 +250,9 @@ async fn what_fails_leaves_nothing() {
     let owner = key("a");
     for step in ["create", "start"] {
         *stand.provider.fails_at.lock().unwrap() = Some(step);
-        let Err(CreateError::Control(error)) = stand.make(&owner).await else { panic!("{step} did not fail") };
+        let Err(CreateError::Control(error)) = stand.make(&owner).await else {
+            panic!("{step} did not fail")
+        };
         assert!(error.message.contains(step));
         stand.nothing_is_left();
     }
@@ -359,7 +361,7 @@ async fn a_restart_goes_on_where_it_was() {
     let again =
         Arc::new(Sandboxes::new(stand.control.clone(), provider.clone(), stand.state.path()).unwrap());
     again.resume().await.unwrap();
-    assert_eq!(again.list(&owner), [runs.clone()]);
+    assert_eq!(again.list(&owner), std::slice::from_ref(&runs));
     assert_eq!((provider.made.load(Ordering::Relaxed), stand.files()), (1, 1));
     again.kill(&owner, &runs.id).await.unwrap();
     assert_eq!((provider.made.load(Ordering::Relaxed), stand.files(), again.table().len()), (0, 0, 0));

@@ -132,7 +132,11 @@ impl Stand {
 }
 
 /// Does something `count` times with so many clients, each as soon as it is done with the last.
-fn at_once<T: Send>(clients: usize, count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+fn at_once<T: Send>(
+    clients: usize,
+    count: usize,
+    work: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(count));
     thread::scope(|scope| {
@@ -150,9 +154,9 @@ fn at_once<T: Send>(clients: usize, count: usize, work: impl Fn(usize) -> Result
                 })
             })
             .collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
@@ -173,7 +177,10 @@ impl Figures {
 fn percentile(times: &[f64], percent: usize) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+    sorted
+        .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 fn milliseconds(time: Duration) -> f64 {
@@ -183,7 +190,9 @@ fn milliseconds(time: Duration) -> f64 {
 fn operations(args: &Args, binary: &Path) -> Result<()> {
     let stand = Stand::new(binary)?;
     let rounds = args.options.rounds(40);
-    println!("Milliseconds, p50 and p99 of {rounds} one after another; and how many a second with {CLIENTS} clients.");
+    println!(
+        "Milliseconds, p50 and p99 of {rounds} one after another; and how many a second with {CLIENTS} clients."
+    );
     println!(
         "{:>9}  {:^25}  {:^25}  {:^25}  {:^15}",
         "sandboxes", "create", "update", "kill", "100 updates p99"
@@ -218,10 +227,7 @@ fn come_and_go(stand: &Stand, rounds: usize) -> Result<(Figures, Figures)> {
     let begun = Instant::now();
     at_once(CLIENTS, count, |number| stand.kill(ids.get(number).context("no sandbox")?))?;
     let end = count as f64 / begun.elapsed().as_secs_f64();
-    Ok((
-        Figures { times: created, per_second: creation },
-        Figures { times: killed, per_second: end },
-    ))
+    Ok((Figures { times: created, per_second: creation }, Figures { times: killed, per_second: end }))
 }
 
 /// Replacements of policies, each by one that nobody else has.
@@ -313,7 +319,8 @@ impl Holdings {
             links: stand.topology.host().links()?.len(),
             namespaces: ours.count(),
             pins: count(stand.daemon.pins().join("links")),
-            files: count(stand.daemon.state_dir().join("made")) + count(stand.daemon.state_dir().join("sandboxes")),
+            files: count(stand.daemon.state_dir().join("made"))
+                + count(stand.daemon.state_dir().join("sandboxes")),
             slab_kib: kernel(&["Slab"])?,
         })
     }
@@ -374,5 +381,7 @@ fn kernel(names: &[&str]) -> Result<u64> {
 /// A line such as `VmRSS:   123 kB`.
 fn field(text: &str, name: &str) -> Result<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    value.and_then(|value| value.trim().trim_end_matches(" kB").parse().ok()).with_context(|| format!("no {name}"))
+    value
+        .and_then(|value| value.trim().trim_end_matches(" kB").parse().ok())
+        .with_context(|| format!("no {name}"))
 }

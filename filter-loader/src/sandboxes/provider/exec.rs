@@ -64,7 +64,8 @@ impl Exec {
                 "the provider did not print {{\"iface\": …, \"addrs\": […]}} at `create`: {error}"
             ))
         })?;
-        let refused = |why: String| ControlError::failed(format!("the provider made no usable sandbox: {why}"));
+        let refused =
+            |why: String| ControlError::failed(format!("the provider made no usable sandbox: {why}"));
         let Addrs::List(addrs) = Addrs::list(made.addrs).map_err(refused)? else {
             return Err(refused("its addresses are not known".to_owned()));
         };
@@ -74,7 +75,8 @@ impl Exec {
     /// Runs the program; gives what it printed.
     async fn run(&self, verb: &str, input: &Value) -> Result<Vec<u8>, ControlError> {
         let program = self.command.display();
-        let failed = |error: io::Error| ControlError::failed(format!("cannot run the provider {program}: {error}"));
+        let failed =
+            |error: io::Error| ControlError::failed(format!("cannot run the provider {program}: {error}"));
         let child = Command::new(&self.command)
             .arg(verb)
             .stdin(Stdio::piped())

@@ -11,8 +11,8 @@ use super::book::{self, Book};
 use super::haproxy::Haproxy;
 use super::nginx::Nginx;
 use super::peer::{self, Peer};
-use crate::bench::compare::{Contender, Ground};
 use crate::bench::client::{ATTACHMENTS, Control};
+use crate::bench::compare::{Contender, Ground};
 use crate::bench::sys;
 
 /// The sandbox that is measured, as the daemon knows it.

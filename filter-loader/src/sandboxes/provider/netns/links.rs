@@ -149,8 +149,8 @@ async fn index_inside(inside: &Handle) -> io::Result<u32> {
 }
 
 fn kernel(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(error) => error.to_io(),
-        other => io::Error::other(other),
+    if let rtnetlink::Error::NetlinkError(error) = error {
+        return error.to_io();
     }
+    io::Error::other(error)
 }

@@ -77,7 +77,8 @@ impl Namespace {
 /// Makes `/run/netns` what `ip netns` makes of it: a mount of its own whose mounts are seen in every mount
 /// namespace.
 fn prepare_directory() -> io::Result<()> {
-    let share = || mount(None::<&str>, NAMED, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    let share =
+        || mount(None::<&str>, NAMED, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
     match fs::create_dir(NAMED) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
