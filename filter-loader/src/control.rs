@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     error::ControlError,
-    protocol::{AttachRequest, SandboxId, Show, Stats, Summary, UpdateRequest},
+    protocol::{AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest},
 };
 
 /// An answer that takes its time.
@@ -21,7 +21,7 @@ pub trait Control: Send + Sync + 'static {
     /// Filters an interface; returns when the policy is enforced.
     fn attach(&self, request: AttachRequest) -> Answer<'_, Show>;
     /// Replaces a policy; returns when the new one is enforced.
-    fn update(&self, request: UpdateRequest) -> Answer<'_, Show>;
+    fn update(&self, request: UpdateRequest) -> Answer<'_, Changed>;
     /// Takes the programs off.
     fn detach(&self, id: SandboxId) -> Answer<'_, ()>;
     /// All sandboxes.

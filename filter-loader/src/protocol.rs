@@ -12,7 +12,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 pub use self::{
-    change::{Change, Condition, etag},
+    change::{Change, Changed, Condition, etag},
     report::{
         Connections, Counter, Counters, Identity, SandboxStats, Show, Stats, Summary, Tokens,
         TotalConnections, Totals, counters,

@@ -6,9 +6,7 @@ use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteScope, RouteType};
-use rtnetlink::{
-    Handle, LinkBridge, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 
@@ -59,10 +57,10 @@ impl Links {
         self.0.link().add(bridge).execute().await.with_context(|| format!("cannot make the bridge {name}"))
     }
 
-    /// An interface that leads nowhere.
-    pub async fn dummy(&self, name: &str) -> Result<()> {
-        let dummy = LinkDummy::new(name).build();
-        self.0.link().add(dummy).execute().await.with_context(|| format!("cannot make the interface {name}"))
+    /// A veth pair of which both ends are here.
+    pub async fn pair(&self, name: &str, peer: &str) -> Result<()> {
+        let pair = LinkVeth::new(name, peer).build();
+        self.0.link().add(pair).execute().await.with_context(|| format!("cannot make the veth pair {name}"))
     }
 
     /// Makes `name` a port of `bridge`.

@@ -118,11 +118,11 @@ impl Netns {
         netlink::with(self, async |links| links.delete(interface).await)
     }
 
-    /// Adds interfaces that lead nowhere: `<prefix>1` to `<prefix><count>`.
-    pub fn add_dummies(&self, prefix: &str, count: usize) -> Result<()> {
+    /// Adds interfaces that nobody uses: `<prefix>1` to `<prefix><count>`, each with another end here.
+    pub fn add_pairs(&self, prefix: &str, count: usize) -> Result<()> {
         netlink::with(self, async |links| {
             for number in 1..=count {
-                links.dummy(&format!("{prefix}{number}")).await?;
+                links.pair(&format!("{prefix}{number}"), &format!("{prefix}{number}p")).await?;
             }
             Ok(())
         })

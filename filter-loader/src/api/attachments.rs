@@ -124,8 +124,12 @@ async fn change(
     headers: &HeaderMap,
     change: Change,
 ) -> Result<Response, ApiError> {
-    let request = UpdateRequest { id, change, condition: body::condition(headers) };
-    let show = to_the_end(async move { api.control.update(request).await }).await?;
+    let request = UpdateRequest { id: id.clone(), change, condition: body::condition(headers) };
+    let show = to_the_end(async move {
+        api.control.update(request).await?;
+        api.control.show(id, false).await
+    })
+    .await?;
     Ok(tagged(show))
 }
 

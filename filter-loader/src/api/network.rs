@@ -96,12 +96,12 @@ async fn update(
     change: Change,
 ) -> Result<Response, ApiError> {
     let condition = body::condition(headers);
-    let show = to_the_end(async move {
+    let changed = to_the_end(async move {
         let changed = api.sandboxes.change_network(&caller.owner, &id, change, condition).await;
         changed.map_err(|error| ApiError::about(id.as_str(), error))
     })
     .await?;
-    Ok((StatusCode::NO_CONTENT, [(header::ETAG, etag(show.generation, &show.policy_hash))]).into_response())
+    Ok((StatusCode::NO_CONTENT, [(header::ETAG, changed.etag())]).into_response())
 }
 
 /// What a sandbox may reach, in E2B's shape.

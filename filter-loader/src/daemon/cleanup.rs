@@ -1,5 +1,8 @@
 //! Removing everything that the filter has on this host, without a daemon.
 
+use tokio::task::{JoinError, JoinSet};
+
+use super::state::StateDir;
 use crate::config::Config;
 use crate::config::sections;
 use crate::error::ControlError;
@@ -7,10 +10,12 @@ use crate::kernel::links::{links_dir, unpin};
 use crate::kernel::object::{foreign_maps, maps_dir};
 use crate::kernel::punts::lookup_pin;
 use crate::netlink::Netlink;
+use crate::protocol::SandboxId;
 use crate::routing::Way;
-use crate::sandboxes::{self, provider};
+use crate::sandboxes::{Records, provider};
 
-use super::state::StateDir;
+/// Sandboxes that are ended at the same time.
+const AT_ONCE: usize = 16;
 
 /// Removes every program, link and map that the filter has pinned, and what it wrote down. Needs no daemon,
 /// and allows none.
@@ -72,7 +77,7 @@ pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError
 
 /// Ends the sandboxes that the API made, while they are still filtered.
 fn end_made(config: &Config, force: bool) -> Result<Vec<String>, ControlError> {
-    let records = sandboxes::Records::open(&config.paths.state_dir)?;
+    let records = Records::open(&config.paths.state_dir)?;
     let made = records.load()?;
     if made.is_empty() {
         return Ok(Vec::new());
@@ -82,19 +87,40 @@ fn end_made(config: &Config, force: bool) -> Result<Vec<String>, ControlError> {
     runtime.block_on(async {
         let (netlink, _changes) = Netlink::open().map_err(failed)?;
         let provider = provider::configured(config, &netlink)?;
+        let mut endings = JoinSet::new();
         let mut ended = Vec::new();
         for record in made {
-            match provider.destroy(record.id.clone(), record.port).await {
-                Ok(()) => ended.push(format!("what sandbox {} was made of", record.id)),
-                Err(error) if force => {
-                    ended.push(format!("not what sandbox {} was made of: {error}", record.id));
-                }
-                Err(error) => return Err(error),
+            let provider = provider.clone();
+            endings.spawn(async move { (record.id.clone(), provider.destroy(record.id, record.port).await) });
+            // As many at once as the kernel does any faster.
+            while endings.len() >= AT_ONCE
+                && let Some(done) = endings.join_next().await
+            {
+                ended.push(settle(&records, done, force)?);
             }
-            records.remove(&record.id)?;
+        }
+        while let Some(done) = endings.join_next().await {
+            ended.push(settle(&records, done, force)?);
         }
         Ok(ended)
     })
+}
+
+/// Forgets a sandbox that has ended; says so.
+fn settle(
+    records: &Records,
+    done: Result<(SandboxId, Result<(), ControlError>), JoinError>,
+    force: bool,
+) -> Result<String, ControlError> {
+    let (id, result) =
+        done.map_err(|error| ControlError::failed(format!("cannot end sandboxes: {error}")))?;
+    let said = match result {
+        Ok(()) => format!("what sandbox {id} was made of"),
+        Err(error) if force => format!("not what sandbox {id} was made of: {error}"),
+        Err(error) => return Err(error),
+    };
+    records.remove(&id)?;
+    Ok(said)
 }
 
 /// Removes the routing rules that lead to the inspector.

@@ -23,8 +23,8 @@ use crate::error::ControlError;
 use crate::kernel::{Kernel, KernelError, Lease};
 use crate::netlink::{Link, Netlink};
 use crate::protocol::{
-    Addrs, AttachRequest, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats, Show,
-    Stats, Summary, UpdateRequest, counters, etag,
+    Addrs, AttachRequest, Changed, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats,
+    Show, Stats, Summary, UpdateRequest, counters, etag,
 };
 
 /// The daemon's knowledge and its hands.
@@ -183,22 +183,21 @@ impl Core {
     ///
     /// # Errors
     /// The old one is in force then, unless the message says otherwise.
-    pub fn update(&self, request: UpdateRequest) -> Result<Show, ControlError> {
+    pub fn update(&self, request: UpdateRequest) -> Result<Changed, ControlError> {
         let sandbox = self.registry.get(&request.id)?;
-        {
-            let mut in_force = sandbox.in_force();
-            let there = in_force.template.policy.clone();
-            let tag = || etag(in_force.generation.into(), &there.hash().to_string());
-            if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
-                return Err(ControlError::precondition_failed());
-            }
-            let mut policy = self.policy(Some(request.change.apply(|| there.canonical())?))?;
-            // These are fixed when a sandbox is attached.
-            policy.allow_public_traffic = there.allow_public_traffic;
-            policy.mask_request_host.clone_from(&there.mask_request_host);
-            self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
+        let mut in_force = sandbox.in_force();
+        let there = in_force.template.policy.clone();
+        let tag = || etag(in_force.generation.into(), &there.hash().to_string());
+        if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
+            return Err(ControlError::precondition_failed());
         }
-        self.show_sandbox(&sandbox, false)
+        let mut policy = self.policy(Some(request.change.apply(|| there.canonical())?))?;
+        // These are fixed when a sandbox is attached.
+        policy.allow_public_traffic = there.allow_public_traffic;
+        policy.mask_request_host.clone_from(&there.mask_request_host);
+        let policy_hash = policy.hash().to_string();
+        self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
+        Ok(Changed { generation: in_force.generation.into(), policy_hash })
     }
 
     /// The swap: build, write down, flip, wait, cut, retire.

@@ -15,7 +15,7 @@ use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
 use crate::limits::Limiter;
-use crate::protocol::{AttachRequest, SandboxId, Show, Stats, Summary, UpdateRequest};
+use crate::protocol::{AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest};
 use crate::sandboxes::{Allowance, Sandboxes, provider};
 
 /// The keeper of the sandboxes that the API makes, with the configured provider.
@@ -88,7 +88,7 @@ impl Control for Service {
         self.run(move |core| core.attach(request))
     }
 
-    fn update(&self, request: UpdateRequest) -> Answer<'_, Show> {
+    fn update(&self, request: UpdateRequest) -> Answer<'_, Changed> {
         self.run(move |core| core.update(request))
     }
 

@@ -20,8 +20,8 @@ use super::{KernelError, map};
 /// The slot that nobody uses. Writing it has the kernel wait until no program is still running that was
 /// when the write began.
 const GRACE_SLOT: u32 = MAX_POLICIES - 1;
-/// Empty tries that are kept ready.
-const SPARES: usize = 16;
+/// Empty tries that are kept ready: a replacement that finds none waits for one grace period more.
+const SPARES: usize = 128;
 
 /// What makes two policies the same to the kernel: the document's hash and the guard's.
 pub type ContentHash = [u8; 32];

@@ -65,6 +65,22 @@ pub fn etag(generation: u64, policy_hash: &str) -> String {
     format!("\"{generation}-{hash}\"")
 }
 
+/// What a change has put in force.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Changed {
+    /// The number of the policy.
+    pub generation: u64,
+    /// Its hash.
+    pub policy_hash: String,
+}
+
+impl Changed {
+    /// Its tag.
+    pub fn etag(&self) -> String {
+        etag(self.generation, &self.policy_hash)
+    }
+}
+
 /// `If-Match`: what must be in force for a change to be made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Condition {

@@ -35,7 +35,7 @@ use self::{provider::Provider, table::Table};
 use crate::{
     control::Control,
     error::ControlError,
-    protocol::{Change, Condition, SandboxId, Show, UpdateRequest},
+    protocol::{Change, Changed, Condition, SandboxId, UpdateRequest},
 };
 
 /// The longest that a sandbox may live from now on.
@@ -95,7 +95,7 @@ impl Sandboxes {
         id: &SandboxId,
         change: Change,
         condition: Option<Condition>,
-    ) -> Result<Show, ControlError> {
+    ) -> Result<Changed, ControlError> {
         let gate = self.gate(owner, id)?;
         let _turn = gate.lock().await;
         self.still_there(owner, id)?;

@@ -12,7 +12,7 @@ use crate::{
     control::Answer,
     error::ErrorCode,
     limits::Limiter,
-    protocol::{AttachRequest, Stats, Summary, Tokens, tests::show},
+    protocol::{AttachRequest, Show, Stats, Summary, Tokens, tests::show},
     sandboxes::provider::Order,
 };
 
@@ -70,7 +70,7 @@ impl Control for FakeControl {
         })
     }
 
-    fn update(&self, request: UpdateRequest) -> Answer<'_, Show> {
+    fn update(&self, request: UpdateRequest) -> Answer<'_, Changed> {
         Box::pin(async move {
             let mut shown = self.find(&request.id)?;
             let tag = crate::protocol::etag(shown.generation, &shown.policy_hash);
@@ -81,8 +81,9 @@ impl Control for FakeControl {
             shown.policy = policy.canonical();
             shown.policy_hash = policy.hash().to_string();
             shown.generation += 1;
-            self.there().insert(request.id, shown.clone());
-            Ok(shown)
+            let changed = Changed { generation: shown.generation, policy_hash: shown.policy_hash.clone() };
+            self.there().insert(request.id, shown);
+            Ok(changed)
         })
     }
 

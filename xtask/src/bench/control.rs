@@ -70,11 +70,12 @@ pub fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
     if args.churn > 0 {
         churn(args.churn, binary)?;
     }
-    if args.wants(Part::Operations) {
-        operations(args, binary)?;
-    }
+    // First, while the kernel is not still clearing up behind others.
     if args.wants(Part::Memory) {
         memory(binary)?;
+    }
+    if args.wants(Part::Operations) {
+        operations(args, binary)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -124,6 +125,12 @@ impl Stand {
         let made = at_once(CLIENTS, missing, |_| Ok(self.create()?.0))?;
         self.ids().extend(made);
         Ok(())
+    }
+
+    /// Ends all of them: a clean-up would do it one after another.
+    fn clear(&self) -> Result<()> {
+        let ids = std::mem::take(&mut *self.ids());
+        at_once(CLIENTS, ids.len(), |n| self.kill(ids.get(n).context("no sandbox")?)).map(drop)
     }
 
     fn ids(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
@@ -194,8 +201,8 @@ fn operations(args: &Args, binary: &Path) -> Result<()> {
         "Milliseconds, p50 and p99 of {rounds} one after another; and how many a second with {CLIENTS} clients."
     );
     println!(
-        "{:>9}  {:^25}  {:^25}  {:^25}  {:^15}",
-        "sandboxes", "create", "update", "kill", "100 updates p99"
+        "{:>9}  {:^25}  {:^25}  {:^25}  {:^16}",
+        "sandboxes", "create", "update", "kill", "100 at once, p99"
     );
     for level in &args.sandboxes {
         let level = *level as usize;
@@ -203,13 +210,13 @@ fn operations(args: &Args, binary: &Path) -> Result<()> {
         let (create, kill) = come_and_go(&stand, rounds)?;
         let (update, crowd) = updates(&stand, rounds)?;
         println!(
-            "{level:>9}  {:>25}  {:>25}  {:>25}  {crowd:>12.1} ms",
+            "{level:>9}  {:>25}  {:>25}  {:>25}  {crowd:>13.1} ms",
             create.cells(),
             update.cells(),
             kill.cells()
         );
     }
-    Ok(())
+    stand.clear()
 }
 
 /// Sandboxes besides those that there are.
@@ -245,9 +252,11 @@ fn updates(stand: &Stand, rounds: usize) -> Result<(Figures, f64)> {
 
     let mut crowd = Vec::new();
     for _ in 0..4 {
-        let start = Barrier::new(CROWD);
+        // Two of one sandbox would wait for one another.
+        let count = CROWD.min(ids.len());
+        let start = Barrier::new(count);
         let took: Vec<Result<Duration>> = thread::scope(|scope| {
-            let clients: Vec<_> = (0..CROWD)
+            let clients: Vec<_> = (0..count)
                 .map(|n| {
                     let start = &start;
                     scope.spawn(move || {
@@ -332,7 +341,7 @@ fn memory(binary: &Path) -> Result<()> {
     let daemon = Daemon::on(&topology).binary(binary).start()?;
     let control = Control::new(daemon.socket());
     let [first, all] = IDLE;
-    topology.host().add_dummies("idle", all)?;
+    topology.host().add_pairs("idle", all)?;
     let policy = json!({ "allowOut": ["203.0.113.0/24"], "denyOut": ["0.0.0.0/0"] });
     let attach = |n: usize| -> Result<Value> {
         let [.., high, low] = n.to_be_bytes();
@@ -345,22 +354,37 @@ fn memory(binary: &Path) -> Result<()> {
             })),
         )
     };
-    let usage = || -> Result<[u64; 2]> {
-        let process = process(&daemon)?;
-        Ok([resident(&process)?, kernel(&["Slab", "Percpu", "VmallocUsed", "KernelStack", "PageTables"])?])
+    let detach = |n: usize| control.ask("DELETE", &format!("{ATTACHMENTS}/idle-{n}"), None);
+    let usage = || -> Result<[f64; 2]> {
+        // What the kernel frees in time is freed by then.
+        thread::sleep(Duration::from_secs(2));
+        Ok([
+            resident(&process(&daemon)?)? as f64,
+            slab()? + kernel(&["Percpu", "PageTables", "KernelStack"])? as f64,
+        ])
     };
     at_once(CLIENTS, first, |n| attach(n + 1))?;
-    thread::sleep(Duration::from_secs(2));
-    let before = usage()?;
-    at_once(CLIENTS, all - first, |n| attach(n + first + 1))?;
-    thread::sleep(Duration::from_secs(2));
-    let after = usage()?;
-    let each = |n: usize| (after[n] as f64 - before[n] as f64) / (all - first) as f64;
+    let count = all - first;
+    let mut each = [Vec::new(), Vec::new()];
+    for _ in 0..3 {
+        let before = usage()?;
+        at_once(CLIENTS, count, |n| attach(n + first + 1))?;
+        let there = usage()?;
+        at_once(CLIENTS, count, |n| detach(n + first + 1))?;
+        let after = usage()?;
+        for place in 0..2 {
+            each[place].push((there[place] - before[place]) / count as f64);
+            // Nothing of the daemon's own is given back to the system, but the kernel's is.
+            if place == 1 {
+                each[place].push((there[place] - after[place]) / count as f64);
+            }
+        }
+    }
     println!(
-        "\nAn idle sandbox under a policy that others have too: {:.1} KiB of the daemon's memory, {:.1} KiB of the \
-         kernel's (everything on this machine counts in).",
-        each(0),
-        each(1)
+        "An idle sandbox under a policy that others have too: {:.1} KiB of the daemon's memory, {:.1} KiB of the \
+         kernel's (medians; everything on this machine counts in).\n",
+        percentile(&each[0], 50),
+        percentile(&each[1], 50)
     );
     Ok(())
 }
@@ -376,6 +400,20 @@ fn resident(process: &Path) -> Result<u64> {
 fn kernel(names: &[&str]) -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     names.iter().map(|name| field(&text, name)).sum()
+}
+
+/// Objects that the kernel has in use, in KiB; not the pages that they lie in, of which others of their kind keep
+/// whole ones.
+fn slab() -> Result<f64> {
+    let text = fs::read_to_string("/proc/slabinfo").context("cannot read /proc/slabinfo")?;
+    // name <active_objs> <num_objs> <objsize> … (slabinfo(5)), behind two lines of headings.
+    let bytes = text.lines().skip(2).filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let active: f64 = fields.next()?.parse().ok()?;
+        let size: f64 = fields.nth(1)?.parse().ok()?;
+        Some(active * size)
+    });
+    Ok(bytes.sum::<f64>() / 1024.0)
 }
 
 /// A line such as `VmRSS:   123 kB`.
