@@ -36,6 +36,7 @@ fn the_api_does_what_it_says() -> Result<()> {
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("passed") || said.contains("No issues found"), "{said}");
+    println!("{said}");
+    assert!(said.contains("passed"), "{said}");
     Ok(())
 }

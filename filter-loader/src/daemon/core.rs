@@ -504,7 +504,7 @@ fn supported(policy: &Policy) -> Result<(), ControlError> {
     if policy.rules.is_empty() {
         return Ok(());
     }
-    Err(ControlError::failed("rules: header transforms are not supported yet; remove them"))
+    Err(ControlError::not_supported("rules: header transforms are not supported yet; remove them"))
 }
 
 fn host(error: std::io::Error) -> ControlError {
