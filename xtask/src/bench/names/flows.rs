@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use filter_tests::Sandbox;
+use filter_tests::{Netns, Sandbox};
 
 use super::book::{self, Book};
 use super::hello::{self, hello};
@@ -14,6 +14,7 @@ use super::lane::Lane;
 use super::servers::{Manner, Server, TLS};
 use crate::bench::compare::{Contender, Goal, Ground as _, Progress, Row, Unit};
 use crate::bench::{machine, report};
+use crate::tool;
 
 /// Connections of each sandbox.
 const EACH: usize = 50;
@@ -33,24 +34,26 @@ struct Holding {
     descriptors: u64,
 }
 
-/// Opens them in lane after lane: memory and descriptors for each connection. Where a process may not have so
-/// many open files, each sandbox has fewer.
-pub fn run(lanes: &[&Lane], sandboxes: u16, descriptors: u64, progress: &Progress) -> Result<[Row; 3]> {
+/// Opens them in lane after lane, which are new ones, so that no memory is left over from other rows: memory and
+/// descriptors for each connection. Where a process may not have so many open files, each sandbox has fewer.
+pub fn run(
+    contenders: &[Contender],
+    build: impl Fn(Contender) -> Result<Lane>,
+    sandboxes: u16,
+    descriptors: u64,
+    progress: &Progress,
+) -> Result<[Row; 3]> {
     let mut samples: [Vec<(Contender, Vec<f64>)>; 3] = Default::default();
     let fit = usize::try_from(descriptors)?.saturating_sub(RESERVED) / DESCRIPTORS / usize::from(sandboxes);
     let each = fit.clamp(1, EACH);
     let flows = usize::from(sandboxes) * each;
-    for lane in lanes {
-        let (before, after) = hold(lane, (sandboxes, each), progress)
-            .with_context(|| format!("{} connections, {}", report::count(flows), lane.contender()))?;
-        let share = |before: u64, after: u64| after.saturating_sub(before) as f64 / flows as f64;
-        let values = [
-            share(before.resident, after.resident) / 1000.0,
-            share(before.kernel, after.kernel) / 1000.0,
-            share(before.descriptors, after.descriptors),
-        ];
+    for who in contenders {
+        let lane = build(*who)?;
+        let [resident, kernel, descriptors] = hold(&lane, (sandboxes, each), progress)
+            .with_context(|| format!("{} connections, {who}", report::count(flows)))?;
+        let values = [resident / 1000.0, kernel / 1000.0, descriptors];
         for (samples, value) in samples.iter_mut().zip(values) {
-            samples.push((lane.contender(), vec![value]));
+            samples.push((*who, vec![value]));
         }
     }
     let [resident, kernel, descriptors] = samples;
@@ -65,30 +68,63 @@ pub fn run(lanes: &[&Lane], sandboxes: u16, descriptors: u64, progress: &Progres
     ])
 }
 
-fn hold(lane: &Lane, (count, each): (u16, usize), progress: &Progress) -> Result<(Holding, Holding)> {
+/// Resident and kernel memory in bytes, and descriptors, for each connection of the second half.
+fn hold(lane: &Lane, (count, each): (u16, usize), progress: &Progress) -> Result<[f64; 3]> {
     let _server = Server::start(lane.internet(), Manner::Patient)?;
     lane.forget()?;
     let who = lane.contender();
     let mut sandboxes = Vec::new();
     for number in 0..count {
         progress.show(&format!("open connections, {who}: sandbox {} of {count}", number + 1));
-        sandboxes.push(lane.join(FIRST + number)?);
+        let sandbox = lane.join(FIRST + number)?;
+        introduce(lane.host(), &sandbox)?;
+        sandboxes.push(sandbox);
     }
-    // Once, so that what is made at the first use is there.
-    drop(open(sandboxes.first().context("no sandbox")?, each)?);
-    let before = Holding::of(lane)?;
+    let mut before = Holding::default();
     let mut streams = Vec::new();
+    let first = sandboxes.len() / 2;
     for (number, sandbox) in sandboxes.iter().enumerate() {
         progress.show(&format!("open connections, {who}: of sandbox {} of {count}", number + 1));
+        // The first half takes what the program had left over from its start.
+        if number == first {
+            before = Holding::of(lane)?;
+        }
         streams.extend(open(sandbox, each)?);
     }
     let after = Holding::of(lane)?;
+    let counted = ((sandboxes.len() - first) * each) as f64;
     ensure!(streams.iter().all(is_open), "connections did not stay open");
     drop(streams);
     for number in 0..count {
         lane.leave(FIRST + number)?;
     }
-    Ok((before, after))
+    Ok(after.since(before).map(|more| more as f64 / counted))
+}
+
+/// Tells host and sandbox each other's hardware address for good. The kernel's table of those that it finds out
+/// has room for about a thousand, in all namespaces together.
+fn introduce(host: &Netns, sandbox: &Sandbox) -> Result<()> {
+    let gateway_mac = sandbox.gateway_mac().map(|byte| format!("{byte:02x}")).join(":");
+    let neighbours = [
+        (host, sandbox.v4(), sandbox.mac_text(), sandbox.host_interface()),
+        (&**sandbox, sandbox.gateway_v4(), gateway_mac, Sandbox::INTERFACE),
+    ];
+    for (netns, address, mac, interface) in neighbours {
+        let mut ip = netns.command("ip")?;
+        ip.args([
+            "neigh",
+            "replace",
+            &address.to_string(),
+            "lladdr",
+            &mac,
+            "dev",
+            interface,
+            "nud",
+            "permanent",
+        ]);
+        tool::run(&mut ip, "a sandbox and its host do not know each other")?;
+    }
+    Ok(())
 }
 
 fn open(sandbox: &Sandbox, count: usize) -> Result<Vec<TcpStream>> {
@@ -116,6 +152,15 @@ fn is_open(stream: &TcpStream) -> bool {
 }
 
 impl Holding {
+    /// What it is more than it was before.
+    fn since(self, before: Self) -> [u64; 3] {
+        [
+            self.resident.saturating_sub(before.resident),
+            self.kernel.saturating_sub(before.kernel),
+            self.descriptors.saturating_sub(before.descriptors),
+        ]
+    }
+
     fn of(lane: &Lane) -> Result<Self> {
         let mut holding = Self { kernel: machine::kernel_memory()?, ..Self::default() };
         for process in lane.processes()? {

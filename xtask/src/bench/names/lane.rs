@@ -92,6 +92,11 @@ impl Lane {
         &self.sandbox
     }
 
+    /// Where the contender is.
+    pub fn host(&self) -> &Netns {
+        self.topology.host()
+    }
+
     /// Where the servers are.
     pub fn internet(&self) -> &Netns {
         self.topology.internet()

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::lane::Lane;
+use self::load::Outcome;
 use self::servers::{Manner, Server};
 use super::compare::{Contender, Goal, Ground as _, Progress, Row, Unit, What, compare_all};
 use super::report::Report;
@@ -33,6 +34,9 @@ const CONTENDERS: [Contender; 4] =
 
 /// Open files that the row of open connections needs, here and in the contenders.
 const DESCRIPTORS: u64 = 250_000;
+
+/// Connections that requests are sent over.
+const REQUESTERS: usize = 64;
 
 /// What to measure and how long.
 #[derive(clap::Args)]
@@ -95,20 +99,39 @@ pub fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
     let descriptors = descriptors()?;
     let progress = Progress::new();
     progress.show("making the lanes");
-    let lanes: Vec<Lane> = contenders
-        .iter()
-        .map(|who| Lane::build(*who, binary, descriptors).with_context(|| format!("the lane of {who}")))
-        .collect::<Result<_>>()?;
-    let (rows, remarks) = measure(args, &lanes, descriptors, &progress).inspect_err(|_| {
+    let build =
+        |who: Contender| Lane::build(who, binary, descriptors).with_context(|| format!("the lane of {who}"));
+    let lanes: Vec<Lane> = contenders.iter().map(|who| build(*who)).collect::<Result<_>>()?;
+    let mut found = Found::default();
+    let measured = measure(args, &lanes, &progress, &mut found).inspect_err(|_| {
         let log = lanes.iter().find_map(Lane::log).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(5).collect();
         last.iter().rev().for_each(|line| eprintln!("\ndaemon: {line}"));
-    })?;
+    });
     drop(lanes);
+    let measured = measured.and_then(|()| {
+        if args.wants(Part::Flows) {
+            found.rows.extend(flows::run(&contenders, build, args.sandboxes(), descriptors, &progress)?);
+        }
+        Ok(())
+    });
     drop(progress);
-    let machine = [vec![format!("{machine}.")], remarks].concat().join(" ");
-    args.options.publish(&Report { bench: "names", contenders, machine, rows })?;
+    let machine = [vec![format!("{machine}.")], found.remarks].concat().join(" ");
+    let report = Report { bench: "names", contenders, machine, rows: found.rows };
+    if measured.is_err() {
+        // The rows before the one that failed took long enough.
+        report.print();
+    }
+    measured?;
+    args.options.publish(&report)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What came out so far.
+#[derive(Default)]
+struct Found {
+    rows: Vec<Row>,
+    remarks: Vec<String>,
 }
 
 /// How many files each process may have open, which is as many as are needed where that may be had. What is
@@ -152,16 +175,18 @@ fn contenders() -> (Vec<Contender>, Vec<String>) {
 fn measure(
     args: &Args,
     lanes: &[Lane],
-    descriptors: u64,
     progress: &Progress,
-) -> Result<(Vec<Row>, Vec<String>)> {
+    Found { rows, remarks }: &mut Found,
+) -> Result<()> {
     let all: Vec<&Lane> = lanes.iter().collect();
     let rounds = args.options.rounds(9);
-    let (mut rows, mut remarks) = (Vec::new(), Vec::new());
     if args.wants(Part::Connections) {
         for (at_once, goal) in [(2, Goal::AHEAD), (16, Goal::AHEAD), (64, Goal::ratio(0.65))] {
             let count = args.count(if at_once == 2 { 4_000 } else { 10_000 });
-            rows.extend(connections(&all, rounds, (at_once, count, goal), progress)?);
+            let what = (format!("TLS connections, {at_once} at once"), goal);
+            rows.extend(rates(&all, rounds, what, Manner::Brief, progress, |lane| {
+                load::connections(lane.sandbox(), at_once, count)
+            })?);
         }
     }
     if args.wants(Part::Bulk) {
@@ -169,7 +194,11 @@ fn measure(
         rows.extend(bulk(&all, rounds, (4, "TLS bulk, four streams"), args.time(), progress)?);
     }
     if args.wants(Part::Requests) {
-        rows.extend(requests(&all, rounds, args.time(), progress)?);
+        let what = (format!("HTTP requests, {REQUESTERS} connections"), Goal::ratio(0.5));
+        let time = args.time();
+        rows.extend(rates(&all, rounds, what, Manner::Http, progress, |lane| {
+            load::requests(lane.sandbox(), REQUESTERS, time)
+        })?);
     }
     if args.wants(Part::Update) {
         let (update, remark) = update::run(&all, rounds, progress)?;
@@ -179,30 +208,32 @@ fn measure(
     if args.wants(Part::Slowloris) {
         rows.extend(slowloris(&all, rounds, args.count(5_000), progress)?);
     }
-    if args.wants(Part::Flows) {
-        rows.extend(flows::run(&all, args.sandboxes(), descriptors, progress)?);
-    }
-    Ok((rows, remarks))
+    Ok(())
 }
 
-fn connections(
+/// Short work of many clients, whose server behaves in this manner: how much of it, how long each waits, and what
+/// it costs.
+fn rates(
     lanes: &[&Lane],
     rounds: usize,
-    (at_once, count, goal): (usize, usize, Goal),
+    (name, goal): (String, Goal),
+    manner: Manner,
     progress: &Progress,
+    load: impl Fn(&Lane) -> Result<Outcome>,
 ) -> Result<[Row; 4]> {
     let whats: [What; 4] = [
-        (format!("TLS connections, {at_once} at once"), Unit::PerSecond, goal),
+        (name, Unit::PerSecond, goal),
         ("… p50".to_owned(), Unit::Microseconds, Goal::AHEAD),
         ("… p99".to_owned(), Unit::Microseconds, Goal::AHEAD),
         ("… CPU for 1,000".to_owned(), Unit::CpuSeconds, Goal::AHEAD),
     ];
     compare_all(lanes, rounds, whats, progress, |lane| {
-        let _server = Server::start(lane.internet(), Manner::Brief)?;
+        let _server = Server::start(lane.internet(), manner)?;
         lane.forget()?;
         let before = machine::busy()?;
-        let outcome = load::connections(lane.sandbox(), at_once, count)?;
+        let outcome = load(lane)?;
         let busy = machine::busy()?.saturating_sub(before);
+        ensure!(outcome.count() > 0, "nothing was answered");
         let each = busy.as_secs_f64() / outcome.count() as f64;
         Ok([outcome.per_second(), outcome.microseconds(0.5), outcome.microseconds(0.99), each * 1000.0])
     })
@@ -225,26 +256,6 @@ fn bulk(
         let transfer = bulk::run(lane, streams, time)?;
         let busy = machine::busy()?.saturating_sub(before);
         Ok([transfer.gigabits_per_second(), busy.as_secs_f64() * 1e9 / transfer.bytes as f64])
-    })
-}
-
-fn requests(lanes: &[&Lane], rounds: usize, time: Duration, progress: &Progress) -> Result<[Row; 4]> {
-    const AT_ONCE: usize = 64;
-    let whats = [
-        (format!("HTTP requests, {AT_ONCE} connections"), Unit::PerSecond, Goal::ratio(0.5)),
-        ("… p50".to_owned(), Unit::Microseconds, Goal::AHEAD),
-        ("… p99".to_owned(), Unit::Microseconds, Goal::AHEAD),
-        ("… CPU for 1,000".to_owned(), Unit::CpuSeconds, Goal::AHEAD),
-    ];
-    compare_all(lanes, rounds, whats, progress, |lane| {
-        let _server = Server::start(lane.internet(), Manner::Http)?;
-        lane.forget()?;
-        let before = machine::busy()?;
-        let outcome = load::requests(lane.sandbox(), AT_ONCE, time)?;
-        let busy = machine::busy()?.saturating_sub(before);
-        ensure!(outcome.count() > 0, "no request was answered");
-        let each = busy.as_secs_f64() / outcome.count() as f64;
-        Ok([outcome.per_second(), outcome.microseconds(0.5), outcome.microseconds(0.99), each * 1000.0])
     })
 }
 
