@@ -377,6 +377,26 @@ fn without_its_routing_rules_nothing_leaks_and_they_come_back() -> Result<()> {
 }
 
 #[test]
+fn a_lookup_program_that_is_taken_off_is_noticed() -> Result<()> {
+    let mut ground = Ground::usual()?;
+    let finding = |ground: &Ground| -> Result<Value> {
+        let doctor: Value = serde_json::from_str(&ground.daemon.cli(&["doctor", "--json"])?.stdout)?;
+        let mut findings = doctor["findings"].as_array().into_iter().flatten();
+        findings.find(|one| one["check"] == "inspector").cloned().context("no such finding")
+    };
+    ensure!(finding(&ground)?["status"] == "ok", "{}", finding(&ground)?);
+    // The link stays where it is pinned, and does nothing any more.
+    let pin = ground.daemon.pins().join("to_inspector");
+    tool(ground.topology.host(), "bpftool", &["link", "detach", "pinned", pin.to_str().context("a path")?])?;
+    ensure!(pin.exists());
+    let found = finding(&ground)?;
+    ensure!(found["status"] == "failed" && found["detail"].to_string().contains("restart"), "{found}");
+    ground.daemon.restart()?;
+    ensure!(finding(&ground)?["status"] == "ok", "{}", finding(&ground)?);
+    ground.reaches(at(EVIL[0], 443), &hello("allowed.test"), "allowed.test", GOOD[0])
+}
+
+#[test]
 fn a_route_that_is_flushed_comes_back() -> Result<()> {
     let ground = Ground::usual()?;
     let decoys = Decoys::on(ground.topology.host())?;
