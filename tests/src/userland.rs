@@ -20,7 +20,7 @@ pub struct Userland {
 }
 
 /// No client may take longer.
-const PATIENCE: &str = "60";
+const PATIENCE: &str = "120";
 
 /// Puts the files over the machine's own, for the program and nobody else, and becomes it.
 const ENTER: &str = r#"
@@ -60,7 +60,7 @@ impl Userland {
     }
 
     /// A program, by name or path, that will start inside `netns` with these surroundings and no others. It is
-    /// ended after a minute.
+    /// ended after two minutes.
     pub fn command(&self, netns: &Netns, name: impl AsRef<Path>) -> Result<Command> {
         let name = name.as_ref();
         let path = match name.to_str() {
