@@ -79,6 +79,15 @@ impl Userland {
         for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
             command.env(variable, self.authority());
         }
+        // What this machine is configured to is left out: proxies, mirrors, other indexes.
+        for (variable, value) in [
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("NPM_CONFIG_GLOBALCONFIG", "/dev/null"),
+            ("PIP_CONFIG_FILE", "/dev/null"),
+            ("UV_NO_CONFIG", "1"),
+        ] {
+            command.env(variable, value);
+        }
         Ok(command)
     }
 

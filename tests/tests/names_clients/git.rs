@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use filter_tests::{Netns, Output, Process, program};
 
-use crate::names_support::{CIDR, EVIL, ID, at, counted, ip};
+use crate::names_support::timed::eventually;
+use crate::names_support::{CIDR, EVIL, ID, PATIENCE, at, counted, ip};
 use crate::place::{Place, said, success};
 
 /// Makes a bare repository with one commit.
@@ -101,10 +102,26 @@ fn bracketed(address: &str) -> String {
     if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 
+/// An SSH server, and the directory that it keeps its unprivileged half in (sshd(8)) if that was not there.
+struct SshServer {
+    _process: Process,
+    made_directory: bool,
+}
+
+const EMPTY: &str = "/run/sshd";
+
+impl Drop for SshServer {
+    fn drop(&mut self) {
+        if self.made_directory {
+            // An empty directory harms nobody.
+            let _ = fs::remove_dir(EMPTY);
+        }
+    }
+}
+
 /// An SSH server that lets the holder of `key` in `home` in.
-fn ssh_server(netns: &Netns, home: &Path) -> Result<Process> {
-    // Where it keeps its unprivileged half (sshd(8)).
-    fs::create_dir_all("/run/sshd")?;
+fn ssh_server(netns: &Netns, home: &Path) -> Result<SshServer> {
+    let made_directory = fs::create_dir(EMPTY).is_ok();
     for key in ["key", "host-key"] {
         let mut keygen = Command::new(program("ssh-keygen")?);
         keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(home.join(key));
@@ -123,13 +140,10 @@ fn ssh_server(netns: &Netns, home: &Path) -> Result<Process> {
         command.arg("-o").arg(format!("{option}={value}"));
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(home.join("sshd.log"))?);
-    let server = Process::start(command)?;
-    let listens = || netns.tcp_connect(at(CIDR[0], 22), std::time::Duration::from_secs(1)).is_ok();
-    crate::names_support::timed::eventually(
-        "the SSH server listens",
-        std::time::Duration::from_secs(10),
-        || Ok(listens()),
-    )
+    let server = SshServer { _process: Process::start(command)?, made_directory };
+    eventually("the SSH server listens", PATIENCE * 2, || {
+        Ok(netns.tcp_connect(at(CIDR[0], 22), PATIENCE).is_ok())
+    })
     .with_context(|| fs::read_to_string(home.join("sshd.log")).unwrap_or_default())?;
     Ok(server)
 }

@@ -114,24 +114,19 @@ fn apt() -> Result<()> {
         fs::create_dir_all(root.join(directory))?;
     }
     fs::write(root.join("status"), "")?;
-    // Whatever this machine has is left alone.
-    let options = [
-        ("Dir::Etc", root.join("etc")),
-        ("Dir::Etc::Parts", "/dev/null".into()),
-        ("Dir::State", root.clone()),
-        ("Dir::State::status", root.join("status")),
-        ("Dir::State::lists", root.join("lists")),
-        ("Dir::Cache", root.join("cache")),
-        ("APT::Sandbox::User", "root".into()),
-        ("Acquire::Retries", "0".into()),
-    ];
+    // Read before anything of this machine's own, which is left alone (apt.conf(5)).
+    let at = root.display();
+    let config = format!(
+        "Dir {{ Etc \"{at}/etc\"; Etc::Parts \"/dev/null\"; Cache \"{at}/cache\"; State \"{at}\"; \
+         State::status \"{at}/status\"; State::lists \"{at}/lists\"; }};\n\
+         APT::Sandbox::User \"root\";\nAcquire::Retries \"0\";\n"
+    );
+    fs::write(root.join("apt.conf"), config)?;
     let apt = |page: &str| {
         fs::write(root.join("etc/sources.list"), format!("deb [trusted=yes] {page} apt/\n"))?;
-        let script = r#"apt-get "$@" --error-on=any update && apt-get "$@" -y -d install sandbox-test-0"#;
-        let mut command = place.command("sh", &["-ec", script, "sh"])?;
-        for (option, value) in &options {
-            command.arg("-o").arg(format!("{option}={}", value.display()));
-        }
+        let script = "apt-get --error-on=any update && apt-get -y -d install sandbox-test-0";
+        let mut command = place.command("sh", &["-ec", script])?;
+        command.env("APT_CONFIG", root.join("apt.conf"));
         Ok(command)
     };
     let archives = || {

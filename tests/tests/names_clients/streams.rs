@@ -105,13 +105,7 @@ fn a_client_that_ends_its_side_first() -> Result<()> {
     let before = place.before()?;
     let got = success(python(&place, "half-close", "http://allowed.test/down/3000000")?, "half-closed")?;
     ensure!(got.trim() == "3000000 bytes", "{got}");
-    place.ensure_allowed(&before)?;
-    // The same over TLS, by a client that has no more to say than its request.
-    let script = r#"printf 'GET /down/3000000 HTTP/1.0\r\n\r\n' | openssl s_client -quiet -connect allowed.test:443 \
-        -servername allowed.test -alpn http/1.1 2>/dev/null | wc -c"#;
-    let got = success(place.run("sh", &["-ec", script])?, "openssl")?;
-    ensure!(got.trim().parse::<u64>()? > 3_000_000, "{got}");
-    Ok(())
+    place.ensure_allowed(&before).map(drop)
 }
 
 #[test]
