@@ -13,10 +13,10 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::inspection::Inspection;
-use super::registry::{InForce, JudgedBy, Registry, Sandbox};
+use super::registry::{InForce, JudgedBy, Public, Registry, Sandbox};
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
-use super::tokens::Seed;
+use super::tokens::TokenSeed;
 use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
@@ -44,7 +44,7 @@ pub struct Core {
     /// Who judges by name.
     pub inspection: Inspection,
     /// What sandboxes' secrets are derived from.
-    pub seed: Seed,
+    pub seed: TokenSeed,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -64,7 +64,7 @@ impl Core {
         kernel: Kernel,
         netlink: Netlink,
         state: StateDir,
-        seed: Seed,
+        seed: TokenSeed,
         guard: Guard,
     ) -> Self {
         Self {
@@ -108,6 +108,7 @@ impl Core {
     /// Nothing is attached then.
     pub fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
         let policy = self.policy(request.policy)?;
+        let public = Public::of(&policy);
         let template = self.template(policy)?;
         let link = self.link(&request.iface)?;
         let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
@@ -124,6 +125,7 @@ impl Core {
             created_at: SystemTime::now(),
             in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
             judged_by: JudgedBy::default(),
+            public,
         };
         let sandbox = Arc::new(sandbox);
         // Pins that an interrupted attach left under this name may be of another interface.
