@@ -50,7 +50,7 @@ pub use offload::Offload;
 pub use process::Process;
 pub use recording::{Recording, finish_checksum};
 pub use sandbox::Sandbox;
-pub use sdk::{Sdk, SdkKind, Thrown, python};
+pub use sdk::{Sdk, SdkKind, Thrown, node, python};
 pub use server::{Accepted, Server, Service};
 pub use talk::{Ending, Heard, Talk};
 pub use tap::Tap;

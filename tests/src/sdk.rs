@@ -113,13 +113,17 @@ pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf> {
     })
 }
 
-fn javascript(version: &str) -> Result<PathBuf> {
-    let home = installed(&format!("node-e2b-{version}"), |home| {
+/// A directory in which Node finds these packages, made if it is not there yet.
+pub fn node(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    installed(&format!("node-{name}"), |home| {
         fs::create_dir_all(home)?;
         let mut npm = Command::new("npm");
-        let package = format!("e2b@{version}");
-        run(npm.current_dir(home).args(["install", "--silent", "--no-audit", "--no-fund", &package]))
-    })?;
+        run(npm.current_dir(home).args(["install", "--silent", "--no-audit", "--no-fund"]).args(packages))
+    })
+}
+
+fn javascript(version: &str) -> Result<PathBuf> {
+    let home = node(&format!("e2b-{version}"), &[&format!("e2b@{version}")])?;
     // Of this build, not of the one that installed it; tests run side by side, so in one piece.
     let (new, driver) = (home.join(format!(".driver-{}", std::process::id())), home.join("driver.mjs"));
     fs::write(&new, JAVASCRIPT)?;

@@ -77,6 +77,13 @@ impl Ca {
         self.0.pem()
     }
 
+    /// The chain and the key of a server called `name`, both in PEM form.
+    pub fn issue(&self, name: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
     fn key_for(&self, name: &str) -> Result<CertifiedKey> {
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;

@@ -24,6 +24,8 @@ const TIERS: &[Tier] = &[
             "-p",
             "filter-inspector",
             "-p",
+            "filter-gateway",
+            "-p",
             "xtask",
             "--all-targets",
         ],
@@ -77,7 +79,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Tools that tests look at the kernel with, and the Debian packages that have them.
-const TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("tc", "iproute2"), ("bpftool", "bpftool")];
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("bpftool", "bpftool"),
+    // Clients of public URLs.
+    ("curl", "curl"),
+    ("chromium", "chromium"),
+    ("unshare", "util-linux"),
+];
 
 /// What makes cargo start each test as root: nothing is built as root, and nothing but tests runs so.
 fn root_runner() -> Result<Option<(String, String)>> {
