@@ -64,7 +64,8 @@ pub(crate) async fn forward(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let agreed = way == Way::WebSocket && tunnel::is_agreed(response.headers(), key.as_ref());
         let client = on_upgrade.filter(|_| agreed).ok_or_else(bad_answer)?;
-        return Ok(switch(response, client, key.is_some(), target, activity, settings, place));
+        let of = (&**pool, sandbox.tenant);
+        return Ok(switch(of, response, client, key.is_some(), target, activity, settings, place));
     }
     let (mut parts, body) = response.into_parts();
     headers::response(&mut parts.headers, &target.authority.host);
@@ -110,7 +111,9 @@ struct Exchanged {
 }
 
 /// Answers that the connection is a WebSocket from now on, and makes it one.
+#[expect(clippy::too_many_arguments, reason = "one step of `forward`, cut out of it for the reader")]
 fn switch(
+    (pool, tenant): (&Pool, u32),
     response: Response<Incoming>,
     client: OnUpgrade,
     over_h2: bool,
@@ -121,7 +124,7 @@ fn switch(
 ) -> Response<Answer> {
     let mut response = response;
     let sandbox = hyper::upgrade::on(&mut response);
-    tokio::spawn(tunnel::join(client, sandbox, activity.clone(), settings.idle_timeout, place));
+    pool.spawn(tenant, tunnel::join(client, sandbox, activity.clone(), settings.idle_timeout, place));
     let (mut parts, _) = response.into_parts();
     headers::response(&mut parts.headers, &target.authority.host);
     headers::upgrade(&mut parts.headers);

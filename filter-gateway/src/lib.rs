@@ -45,5 +45,5 @@ mod tunnel;
 
 pub use counters::Counters;
 pub use directory::{Directory, Sandbox, Secret};
-pub use server::{Gateway, Running};
+pub use server::{Gateway, Handle, Running};
 pub use settings::{Rate, Settings};

@@ -15,6 +15,7 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::task::AbortHandle;
 
 use crate::{body::Outgoing, dial::dial, directory::Sandbox, settings::RESPONSE_HEAD};
 
@@ -40,6 +41,8 @@ struct Inner {
     plain: HashMap<Key, Vec<(http1::SendRequest<Outgoing>, Instant)>>,
     waiting: usize,
     calls: HashMap<Key, (http2::SendRequest<Outgoing>, Instant)>,
+    /// What runs for each sandbox: its connections, waiting and in use, and its tunnels.
+    tasks: HashMap<u32, Vec<AbortHandle>>,
 }
 
 /// A connection that a request is sent over.
@@ -119,6 +122,27 @@ impl Pool {
         });
         inner.waiting = inner.plain.values().map(Vec::len).sum();
         inner.calls.retain(|_, (sender, since)| !sender.is_closed() && since.elapsed() < WAIT_CALLS);
+        inner.tasks.retain(|_, tasks| {
+            tasks.retain(|task| !task.is_finished());
+            !tasks.is_empty()
+        });
+    }
+
+    /// Runs something that ends with a sandbox.
+    pub(crate) fn spawn(&self, tenant: u32, work: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(work).abort_handle();
+        self.lock().tasks.entry(tenant).or_default().push(task);
+    }
+
+    /// Ends all that there is of a sandbox. Whoever waits for an answer of it is told that there is none.
+    pub(crate) fn forget(&self, tenant: u32) {
+        let mut inner = self.lock();
+        inner.plain.retain(|(of, _), _| *of != tenant);
+        inner.waiting = inner.plain.values().map(Vec::len).sum();
+        inner.calls.retain(|(of, _), _| *of != tenant);
+        for task in inner.tasks.remove(&tenant).into_iter().flatten() {
+            task.abort();
+        }
     }
 
     /// The one that has waited the shortest time.
@@ -148,7 +172,7 @@ impl Pool {
         let stream = dial(sandbox, port, patience).await.map_err(Failed::Dial)?;
         let handshake = http1::Builder::new().max_buf_size(RESPONSE_HEAD).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(Failed::Exchange)?;
-        tokio::spawn(async move {
+        self.spawn(sandbox.tenant, async move {
             // Whoever waits for an answer is told of an error.
             let _ = connection.with_upgrades().await;
         });
@@ -166,7 +190,7 @@ impl Pool {
         builder.max_header_list_size(u32::try_from(RESPONSE_HEAD).unwrap_or(u32::MAX));
         builder.initial_stream_window_size(CALL_WINDOW).initial_connection_window_size(CALL_WINDOW * 4);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(Failed::Exchange)?;
-        tokio::spawn(async move {
+        self.spawn(sandbox.tenant, async move {
             let _ = connection.await;
         });
         self.lock().calls.insert((sandbox.tenant, port), (sender.clone(), Instant::now()));

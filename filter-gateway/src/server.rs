@@ -33,6 +33,7 @@ use crate::{
     gateway::{Connection, Shared, Worker},
     idle::{Activity, Watched},
     limit::{ClientRate, Places},
+    pool::Pool,
     settings::{REQUEST_HEAD, Settings},
     tls::{Certificate, TlsError},
 };
@@ -78,8 +79,16 @@ pub struct Gateway {
     certificate: Option<Arc<Certificate>>,
 }
 
+/// What can be said to a gateway, from anywhere.
+#[derive(Clone)]
+pub struct Handle {
+    pools: Arc<[Arc<Pool>]>,
+    counters: Arc<Counters>,
+}
+
 /// A gateway that answers, until it is told to stop.
 pub struct Running {
+    handle: Handle,
     stop: watch::Sender<bool>,
     accepting: JoinSet<()>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -116,11 +125,6 @@ impl Gateway {
         Ok(Self { shared, listeners, certificate })
     }
 
-    /// What it does, from now on.
-    pub fn counters(&self) -> Arc<Counters> {
-        self.shared.counters.clone()
-    }
-
     /// Answers. Must be called within a runtime, on which connections are accepted.
     ///
     /// # Errors
@@ -132,7 +136,7 @@ impl Gateway {
             None => None,
         };
         let (stop, told) = watch::channel(false);
-        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        let (mut queues, mut threads, mut pools) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             let (queue, arrivals) = mpsc::channel(ARRIVALS);
             queues.push(queue);
@@ -140,7 +144,9 @@ impl Gateway {
                 .enable_all()
                 .build()
                 .map_err(StartError::Thread)?;
-            let worker = Arc::new(Worker { shared: shared.clone(), pool: Arc::default() });
+            let pool: Arc<Pool> = Arc::default();
+            pools.push(pool.clone());
+            let worker = Arc::new(Worker { shared: shared.clone(), pool });
             let (acceptor, told) = (acceptor.clone(), told.clone());
             let work = move || runtime.block_on(serve(worker, acceptor, arrivals, told));
             threads
@@ -153,12 +159,30 @@ impl Gateway {
                 TcpListener::from_std(listener).map_err(|source| StartError::Listen { address, source })?;
             accepting.spawn(accept(listener, places.clone(), queues.clone()));
         }
+        let handle = Handle { pools: pools.into(), counters: shared.counters.clone() };
         accepting.spawn(look_after(shared, certificate));
-        Ok(Running { stop, accepting, threads })
+        Ok(Running { handle, stop, accepting, threads })
+    }
+}
+
+impl Handle {
+    /// Ends every connection to a sandbox that leaves: nothing at its address would.
+    pub fn forget(&self, tenant: u32) {
+        self.pools.iter().for_each(|pool| pool.forget(tenant));
+    }
+
+    /// What was done.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 }
 
 impl Running {
+    /// What can be said to it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     /// Takes no more connections, and waits a moment for what is under way.
     pub async fn stop(mut self) {
         self.accepting.shutdown().await;

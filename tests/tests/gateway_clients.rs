@@ -164,13 +164,6 @@ fn a_refusal_before_the_body_is_read_arrives() -> Result<()> {
     let upload = files.write("upload", vec![b'u'; 20 << 20])?;
     let early = stand.curl(&["-T", &upload, "-w", " %{http_code}", &format!("http://{}/early", host())])?;
     ensure!(early == "early\n 413", "{early}");
-    // Over HTTP/2 it is followed by a reset of the stream, behind which curl 7 does not look.
-    let host = host();
-    let names = [host.trim_end_matches(":8080").to_owned()];
-    let script = include_str!("gateway_support/programs/early.mjs");
-    let args = ["--input-type=module", "-e", script, "--", &format!("http://{host}")];
-    let said = output(client(stand.host(), &names, "node", &args)?, Duration::from_secs(30))?;
-    ensure!(said.trim() == "413 early", "{said}");
     Ok(())
 }
 

@@ -510,6 +510,37 @@ fn a_sandbox_that_does_not_answer_takes_its_own_places_only() -> Result<()> {
 }
 
 #[test]
+fn callers_are_told_when_a_sandbox_leaves() -> Result<()> {
+    let stand = Stand::new(&deny_all())?;
+    let gateway: std::net::SocketAddr = GATEWAY.parse()?;
+    let _silent = Server::start(&stand.sandbox, Service::TcpSink, 4000)?;
+    let upgrade =
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n";
+    let open = |path: &str, port, more: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{more}\r\n", host_of(port, ID));
+        stand.host().run(|| {
+            let mut stream = TcpStream::connect(gateway)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(request.as_bytes())?;
+            Ok(stream)
+        })
+    };
+    let mut socket = open("/ws", PORT, upgrade)?;
+    let mut head = [0; 12];
+    socket.read_exact(&mut head)?;
+    ensure!(&head == b"HTTP/1.1 101");
+    let mut waiting = open("/", 4000, "")?;
+    std::thread::sleep(Duration::from_millis(300));
+    stand.daemon.cli(&["detach", ID])?.success()?;
+    let begun = Instant::now();
+    gateway_support::read_all(&mut socket)?;
+    waiting.read_exact(&mut head)?;
+    ensure!(&head == b"HTTP/1.1 502", "{:?}", String::from_utf8_lossy(&head));
+    ensure!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
 fn heads_are_bounded_both_ways() -> Result<()> {
     let stand = Stand::new(&deny_all())?;
     let big = format!("X-Big: {}", "x".repeat(80 << 10));

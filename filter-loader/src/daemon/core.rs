@@ -12,6 +12,7 @@ use filter_policy::{Guard, Policy};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+use super::ingress::Ingress;
 use super::inspection::Inspection;
 use super::registry::{InForce, JudgedBy, Public, Registry, Sandbox};
 use super::state::{Record, StateDir};
@@ -43,6 +44,8 @@ pub struct Core {
     pub templates: Templates,
     /// Who judges by name.
     pub inspection: Inspection,
+    /// Who lets callers in.
+    pub ingress: Ingress,
     /// What sandboxes' secrets are derived from.
     pub seed: TokenSeed,
     guard: RwLock<Arc<Guard>>,
@@ -76,6 +79,7 @@ impl Core {
             registry: Registry::default(),
             templates: Templates::default(),
             inspection: Inspection::default(),
+            ingress: Ingress::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -315,6 +319,7 @@ impl Core {
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
         // What came to the inspector in between.
         self.inspection.forget(sandbox.tenant);
+        self.ingress.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         self.kernel.sandboxes.clear(sandbox.slot)?;
         self.kernel.sandboxes.disown(sandbox.ifindex)?;

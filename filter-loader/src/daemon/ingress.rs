@@ -1,8 +1,8 @@
 //! The gateway of public URLs, as the daemon runs it: what it asks is answered from registry, keeper and seed.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
-use filter_gateway::{Directory, Gateway, Rate, Running, Secret, Settings};
+use filter_gateway::{Counters, Directory, Gateway, Handle, Rate, Running, Secret, Settings};
 
 use super::core::Core;
 use super::registry::Sandbox;
@@ -10,6 +10,24 @@ use crate::config::Config;
 use crate::error::ControlError;
 use crate::protocol::SandboxId;
 use crate::sandboxes::Sandboxes;
+
+/// The gateway, once it runs.
+#[derive(Default)]
+pub struct Ingress(OnceLock<Handle>);
+
+impl Ingress {
+    /// Ends what callers have open to a sandbox that leaves.
+    pub fn forget(&self, tenant: u32) {
+        if let Some(gateway) = self.0.get() {
+            gateway.forget(tenant);
+        }
+    }
+
+    /// What the gateway has done, for metrics.
+    pub fn counters(&self) -> Option<&Counters> {
+        self.0.get().map(Handle::counters)
+    }
+}
 
 /// Starts the gateway. Must be called within the runtime.
 ///
@@ -21,7 +39,9 @@ pub fn start(core: &Arc<Core>, sandboxes: &Arc<Sandboxes>) -> Result<Running, Co
     };
     let known = Known { core: Arc::downgrade(core), sandboxes: Arc::downgrade(sandboxes) };
     let gateway = Gateway::bind(settings(&core.config), Arc::new(known)).map_err(failed)?;
-    gateway.run().map_err(failed)
+    let running = gateway.run().map_err(failed)?;
+    core.ingress.0.get_or_init(|| running.handle());
+    Ok(running)
 }
 
 fn settings(config: &Config) -> Settings {

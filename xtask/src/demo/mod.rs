@@ -17,6 +17,7 @@ use stage::Stage;
 mod counters;
 mod limit;
 mod paint;
+mod public;
 mod reach;
 mod stage;
 mod transfer;
@@ -62,6 +63,7 @@ fn play(binary: &Path) -> Result<ExitCode> {
     reach::play(&stage, &mut findings)?;
     update::play(&stage, &mut findings)?;
     limit::play(&stage, &mut findings)?;
+    public::play(&stage, &mut findings)?;
     counters::play(&stage, &mut findings)?;
     drop(stage);
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use filter_tests::{Capture, Daemon, Sandbox, Server, Service, Topology};
+use filter_tests::{Capture, Daemon, Netns, Sandbox, Server, Service, Topology};
 use serde_json::{Value, json};
 
 use super::paint::{Style, say, title};
@@ -45,7 +45,7 @@ pub struct Stage {
     pub neighbour: Capture,
     /// A service of the host itself, which no sandbox may reach.
     pub host_service: Server,
-    _topology: Topology,
+    topology: Topology,
 }
 
 impl Stage {
@@ -77,7 +77,7 @@ impl Stage {
             host_service: Server::start(topology.host(), Service::TcpEcho, ECHO)?,
             alpha,
             beta,
-            _topology: topology,
+            topology,
         };
         for (id, sandbox, policy) in
             [(ALPHA, &stage.alpha, alpha_policy()), (BETA, &stage.beta, beta_policy())]
@@ -86,6 +86,10 @@ impl Stage {
             say(Style::Plain, &format!("  {id:<6} {:<11} {policy}", sandbox.v4().to_string()));
         }
         Ok(stage)
+    }
+
+    pub fn host(&self) -> &Netns {
+        self.topology.host()
     }
 
     pub fn sandboxes(&self) -> [(&'static str, &Sandbox); 2] {
@@ -98,7 +102,7 @@ pub fn alpha_policy() -> Value {
     json!({ "allowOut": ["203.0.113.0/24"], "denyOut": ["0.0.0.0/0"] })
 }
 
-/// Everything but 198.51.100.0/24.
+/// Everything but 198.51.100.0/24, and callers need its token.
 fn beta_policy() -> Value {
-    json!({ "denyOut": ["198.51.100.0/24"] })
+    json!({ "denyOut": ["198.51.100.0/24"], "allowPublicTraffic": false })
 }

@@ -27,8 +27,12 @@ def page(connection, request):
         return response
 
 
+def chat(connection, offered):
+    return "chat" if "chat" in offered else None
+
+
 async def main():
-    options = {"process_request": page, "subprotocols": ["chat"], "max_size": 16 << 20}
+    options = {"process_request": page, "select_subprotocol": chat, "max_size": 16 << 20}
     async with serve(echo, "0.0.0.0", int(sys.argv[1]), **options):
         await asyncio.Future()
 

@@ -43,7 +43,7 @@ impl Outcome {
 /// Requests for `time` over `count` connections.
 pub fn requests(lane: &Lane, count: usize, time: Duration) -> Result<Outcome> {
     let request = head(lane, "/", "");
-    run(lane, count, time, request, 0, |input| answer_length(input))
+    run(lane, count, time, request, 0, answer_length)
 }
 
 /// Messages for `time` over `count` WebSockets.
