@@ -77,18 +77,18 @@ impl Ca {
         self.0.pem()
     }
 
+    /// The chain and the key, both as PEM, of a server called `name` that is a program of its own.
+    pub fn issue(&self, name: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
     fn key_for(&self, name: &str) -> Result<CertifiedKey> {
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
         let private = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         Ok(CertifiedKey::from_der(vec![leaf.der().clone()], private, &ring::default_provider())?)
-    }
-
-    /// A certificate for `name`, and its key, both as PEM, for servers that are programs of their own.
-    pub fn issue(&self, name: &str) -> Result<(String, String)> {
-        let key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
-        Ok((leaf.pem(), key.serialize_pem()))
     }
 
     /// What a server has that answers for every name.

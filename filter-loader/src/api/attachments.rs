@@ -174,6 +174,16 @@ pub async fn stats(
     Ok(Json(api.control.stats(params.id).await?))
 }
 
+/// Make every token of before invalid: those of public URLs and those of controllers.
+#[utoipa::path(post, path = "/v1/tokens/rotate", tag = "daemon", responses(
+    (status = 204, description = "The old ones are refused from now on"),
+    (status = 500, description = "Nothing has changed", body = Refusal),
+))]
+pub async fn rotate_tokens(State(api): State<Arc<Api>>) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { api.control.rotate_tokens().await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// What the daemon finds of its own health.
 #[utoipa::path(get, path = "/v1/doctor", tag = "daemon", responses(
     (status = 200, description = "This is", body = Vec<crate::doctor::Finding>),

@@ -178,7 +178,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let toml = toml.replace("DIR", &dir.path().display().to_string());
         let config = Config::parse(Path::new("test"), &toml).unwrap();
-        let seed = Seed::open(dir.path()).unwrap();
+        let seed = Seed::of_owners(dir.path()).unwrap();
         (dir, Keys::new(&config, &seed))
     }
 

@@ -82,7 +82,7 @@ impl Server {
                 let sandboxes = Arc::new(Sandboxes::new(control.clone(), made_by, &state).unwrap());
                 let domain = "sandbox.test".to_owned();
                 let api = Arc::new(Api { control, sandboxes, host: Allowance::default(), domain });
-                let keys = Arc::new(Keys::new(&config, &Seed::open(&state).unwrap()));
+                let keys = Arc::new(Keys::new(&config, &Seed::of_owners(&state).unwrap()));
                 let socket = ControlSocket::bind(&path).unwrap();
                 let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 ready.send(tcp.local_addr().unwrap()).unwrap();

@@ -54,6 +54,11 @@ impl Table {
         self.entries.contains_key(id)
     }
 
+    /// What was asked for, in whatever state it is.
+    pub(super) fn record(&self, id: &SandboxId) -> Option<&Record> {
+        self.entries.get(id).map(|entry| &entry.record)
+    }
+
     /// Takes a place for a sandbox that is to be made.
     pub(super) fn admit(&mut self, record: Record) {
         *self.counts.entry(record.owner.clone()).or_default() += 1;

@@ -91,6 +91,10 @@ impl Control for FakeControl {
         Box::pin(async move { self.there().remove(&id).map(drop).ok_or_else(|| ControlError::not_found(id)) })
     }
 
+    fn rotate_tokens(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn list(&self) -> Answer<'_, Vec<Summary>> {
         Box::pin(async move { Ok(self.there().values().cloned().map(Summary::from).collect()) })
     }
