@@ -32,8 +32,8 @@ use crate::error::ControlError;
 const SOCKET_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o755;
 const BACKLOG: u32 = 1024;
-/// The longest head of a request: a filter of lists may carry all that a sandbox's owner says about it.
-const MAX_HEAD: usize = 128 << 10;
+/// The longest head of a request. It is kept before it is known whose it is.
+const MAX_HEAD: usize = 32 << 10;
 
 /// What clients are held to.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: 4096, patience: Duration::from_secs(60), farewell: Duration::from_secs(30) }
+        Self { connections: 4096, patience: Duration::from_secs(20), farewell: Duration::from_secs(30) }
     }
 }
 

@@ -352,6 +352,23 @@ async fn there_are_no_more_than_may_be() {
 }
 
 #[tokio::test]
+async fn there_are_no_more_than_may_be_however_many_ask_at_once() {
+    let stand = stand();
+    stand.provider.slow.store(true, Ordering::Relaxed);
+    let owner = key("a");
+    let three = Allowance { concurrent: Some(3), rate: None };
+    let asking = (0..20).map(|_| {
+        let (keeper, new, three) = (stand.keeper.clone(), new(&owner), three.clone());
+        tokio::spawn(async move { keeper.create(new, &three, &Allowance::default()).await.is_ok() })
+    });
+    let mut made = 0;
+    for asked in asking.collect::<Vec<_>>() {
+        made += usize::from(asked.await.unwrap());
+    }
+    assert_eq!((made, stand.provider.made.load(Ordering::Relaxed)), (3, 3));
+}
+
+#[tokio::test]
 async fn time_ends_a_sandbox_and_more_time_puts_that_off() {
     let stand = stand();
     let owner = key("a");
