@@ -96,9 +96,9 @@ pub async fn replace(
     api: State<Arc<Api>>,
     id: Id,
     headers: HeaderMap,
-    Document(document): Document,
+    Document { value, .. }: Document,
 ) -> Result<Response, ApiError> {
-    change(api, id, &headers, Change::Replace(document)).await
+    change(api, id, &headers, Change::Replace(value)).await
 }
 
 /// Change what is named of a policy; `null` puts a field back to its default.
@@ -113,9 +113,9 @@ pub async fn merge(
     api: State<Arc<Api>>,
     id: Id,
     headers: HeaderMap,
-    Document(document): Document,
+    Document { value, .. }: Document,
 ) -> Result<Response, ApiError> {
-    change(api, id, &headers, Change::Merge(document)).await
+    change(api, id, &headers, Change::Merge(value)).await
 }
 
 async fn change(

@@ -21,6 +21,7 @@ use subtle::ConstantTimeEq;
 
 use super::{
     Caller,
+    body::Room,
     error::{ApiError, rate_headers},
 };
 use crate::{
@@ -96,12 +97,12 @@ impl Holder {
             }
         };
         let allowance = Allowance {
-            concurrent: entry.concurrent_sandboxes(),
+            concurrent: entry.concurrent_sandboxes().filter(|limit| *limit > 0),
             rate: entry.create_rate().and_then(Limiter::new).map(Arc::new),
         };
         Self {
             key,
-            caller: Caller { owner: Owner::Key(name), allowance },
+            caller: Caller { owner: Owner::Key(name), allowance, room: Some(Room::default()) },
             requests: Limiter::new(config.limits.management_api),
         }
     }

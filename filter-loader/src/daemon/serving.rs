@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -11,7 +10,7 @@ use super::core::Core;
 use super::service::blocking;
 use super::tokens::Seed;
 use crate::api::keys::Keys;
-use crate::api::listen::{self, Bounds, ControlSocket};
+use crate::api::listen::{self, Bounds, ControlSocket, Tcp};
 use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
@@ -52,7 +51,7 @@ pub(super) async fn serve_api(
     };
     let mut serving = JoinSet::new();
     if let Some(address) = config.api.listen {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
+        let listener = Tcp::bind(address, Bounds::default()).map_err(|error| {
             ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}"))
         })?;
         let keys = Keys::new(config, &Seed::of_owners(&config.paths.state_dir)?);
