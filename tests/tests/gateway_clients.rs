@@ -98,6 +98,18 @@ fn pythons_own_web_server() -> Result<()> {
 }
 
 #[test]
+fn a_service_at_the_second_of_two_addresses() -> Result<()> {
+    let stand = Stand::new(&deny_all())?;
+    let files = Files::new("second")?;
+    files.write("index.html", "over IPv6")?;
+    let (directory, at) = (files.0.to_string_lossy(), stand.sandbox.v6());
+    let args = ["-m", "http.server", "8006", "--directory", &directory, "--bind", &at.to_string()];
+    let _server = service(&stand.sandbox, stand.host(), at.into(), 8006, Path::new("python3"), &args)?;
+    ensure!(stand.curl(&[&format!("http://{}/", host_of(8006, ID))])? == "over IPv6");
+    Ok(())
+}
+
+#[test]
 fn curl_in_both_versions_of_http() -> Result<()> {
     let stand = Stand::new(&secured())?;
     let files = Files::new("upload")?;

@@ -39,6 +39,7 @@ fn a_host_that_works_and_a_sandbox_that_runs() -> Result<()> {
 
         ensure!(sdk.must("running", json!({ "id": id }))? == json!(false), "{kind:?}: nobody listens yet");
         let controller = WebServer::start(&inside(&id)?, 49983)?;
+        controller.set("/health", b"HTTP/1.1 204 No Content\r\n\r\n");
         ensure!(sdk.must("running", json!({ "id": id }))? == json!(true), "{kind:?}");
         let asked = controller.requests().pop().context("nobody asked")?;
         ensure!(asked.line == "GET /health HTTP/1.1", "{kind:?}: {asked:?}");
@@ -73,7 +74,7 @@ fn a_host_that_works_and_a_sandbox_that_runs() -> Result<()> {
 fn a_sandbox_that_is_not_secure_has_an_open_controller() -> Result<()> {
     let stand = Stand::new()?;
     let body = json!({ "templateID": "base", "timeout": 300, "secure": false });
-    let made = stand.ask(api_common::KEY, "POST", "/v2/sandboxes", Some(&body))?.success()?;
+    let made = stand.ask(api_common::KEY, "POST", "/sandboxes", Some(&body))?.success()?;
     let id = text(&made["sandboxID"])?.to_owned();
     let _controller = WebServer::start(&inside(&id)?, 49983)?;
     ensure!(get(&stand, &format!("49983-{id}.sandbox.localhost"), "/", &[])?.status == 200);

@@ -41,6 +41,8 @@ pub fn start(core: &Arc<Core>, sandboxes: &Arc<Sandboxes>) -> Result<Running, Co
     let gateway = Gateway::bind(settings(&core.config), Arc::new(known)).map_err(failed)?;
     let running = gateway.run().map_err(failed)?;
     core.ingress.0.get_or_init(|| running.handle());
+    let ingress = &core.config.ingress;
+    tracing::info!(listen = ?ingress.listen, domain = ingress.domain, "public URLs are served");
     Ok(running)
 }
 
