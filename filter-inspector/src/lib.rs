@@ -23,6 +23,7 @@ mod harness;
 pub mod hello;
 pub mod host;
 pub mod http;
+mod listen;
 mod open;
 #[cfg(test)]
 mod open_tests;
@@ -34,3 +35,4 @@ pub mod server;
 mod tls;
 #[cfg(test)]
 mod tls_tests;
+mod workers;

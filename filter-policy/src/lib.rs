@@ -26,7 +26,7 @@ mod read;
 mod transform;
 mod validate;
 
-pub use canonical::PolicyHash;
+pub use canonical::{Canonical, PolicyHash};
 pub use compile::{Compiled, compile, evaluate};
 pub use format::Format;
 pub use guard::Guard;

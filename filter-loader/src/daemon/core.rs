@@ -138,7 +138,7 @@ impl Core {
         self.registry.announce(&sandbox);
         let attached = self.put_in_force(&sandbox, 1).and_then(|()| {
             let in_force = sandbox.in_force();
-            self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.template.policy))
+            self.state.save(&Record::of(&sandbox, in_force.generation, in_force.template.canonical.text()))
         });
         if let Err(error) = attached {
             let mut in_force = sandbox.in_force();
@@ -193,7 +193,7 @@ impl Core {
         let sandbox = self.registry.get(&request.id)?;
         let mut in_force = sandbox.in_force();
         let there = in_force.template.policy.clone();
-        let tag = || etag(in_force.generation.into(), &there.hash().to_string());
+        let tag = || etag(in_force.generation.into(), &in_force.template.canonical.hash().to_string());
         if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
             return Err(ControlError::precondition_failed());
         }
@@ -201,12 +201,12 @@ impl Core {
         // These are fixed when a sandbox is attached.
         policy.allow_public_traffic = there.allow_public_traffic;
         policy.mask_request_host.clone_from(&there.mask_request_host);
-        let policy_hash = policy.hash().to_string();
         self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
+        let policy_hash = in_force.template.canonical.hash().to_string();
         Ok(Changed { generation: in_force.generation.into(), policy_hash })
     }
 
-    /// The swap: build, write down, flip, wait, cut, retire.
+    /// The swap: build, write down, flip, wait, have it on disk, cut, retire.
     pub(super) fn replace(
         &self,
         sandbox: &Sandbox,
@@ -217,12 +217,26 @@ impl Core {
             return Err(ControlError::not_found(&sandbox.id));
         }
         let old_lease = self.flip(sandbox, in_force, template)?;
-        let settled = self.kernel.policies.wait_grace_period().map_err(ControlError::from);
-        settled.and_then(|()| self.settle(sandbox, old_lease)).map_err(|error| {
+        let over = self.kernel.policies.wait_grace_period().map_err(ControlError::from);
+        let settled = over.and_then(|()| self.settle(sandbox, old_lease)).map_err(|error| {
             ControlError::failed(format!(
                 "the new policy is in force, but connections that it does not permit may last until their next \
                  packet: {}",
                 error.message
+            ))
+        });
+        settled.and(self.confirm(sandbox))
+    }
+
+    /// Has what was flipped last on disk.
+    ///
+    /// # Errors
+    /// If the file system refuses. It is in force all the same.
+    pub(super) fn confirm(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        self.state.confirm(&sandbox.id).map_err(|error| {
+            ControlError::failed(format!(
+                "the new policy of {} is in force, but should the host fail it may be forgotten: {}",
+                sandbox.id, error.message
             ))
         })
     }
@@ -240,7 +254,8 @@ impl Core {
     ) -> Result<Option<Lease>, ControlError> {
         let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
-        if let Err(error) = self.state.save(&Record::of(sandbox, generation, &template.policy)) {
+        // From the flip on this is what a next daemon goes by, and before it what is there already.
+        if let Err(error) = self.state.propose(&Record::of(sandbox, generation, template.canonical.text())) {
             self.kernel.policies.release(lease);
             return Err(error);
         }
@@ -338,14 +353,14 @@ impl Core {
     }
 
     fn show_sandbox(&self, sandbox: &Sandbox, with_tokens: bool) -> Result<Show, ControlError> {
-        let (policy, generation) = {
+        let (template, generation) = {
             let in_force = sandbox.in_force();
-            (in_force.template.policy.clone(), in_force.generation)
+            (in_force.template.clone(), in_force.generation)
         };
         let word = self.kernel.words.load(sandbox.slot);
         let enforced = word.generation() == generation
             && self.kernel.links.are_attached(sandbox.id.as_str(), &sandbox.iface);
-        let (connections, counters) = self.activity(sandbox, &policy)?;
+        let (connections, counters) = self.activity(sandbox, &template.policy)?;
         Ok(Show {
             id: sandbox.id.clone(),
             iface: sandbox.iface.clone(),
@@ -353,9 +368,9 @@ impl Core {
             addrs: sandbox.addrs.clone(),
             mac: sandbox.mac,
             identity: if sandbox.is_checked() { Identity::Checked } else { Identity::Any },
-            policy: policy.redacted(),
+            policy: template.policy.redacted(),
             generation: generation.into(),
-            policy_hash: policy.hash().to_string(),
+            policy_hash: template.canonical.hash().to_string(),
             enforced,
             connections,
             counters,

@@ -26,6 +26,12 @@ impl Core {
         let present: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
         let mut kept = HashSet::new();
         let mut adopted = Vec::new();
+        self.state.take_proposals(|record| {
+            let there = self.kernel.sandboxes.on_interface(record.ifindex)?;
+            let is_ours =
+                there.is_some_and(|there| there.tenant == record.tenant && there.slot == record.slot);
+            Ok(is_ours && self.kernel.words.load(record.slot).generation() == record.generation)
+        })?;
         for mut record in self.state.load()? {
             let known = self.kernel.sandboxes.on_interface(record.ifindex)?;
             let is_ours = known.is_some_and(|there| there.tenant == record.tenant);
@@ -140,7 +146,7 @@ impl Core {
         }
         {
             let in_force = sandbox.in_force();
-            self.state.save(&Record::of(sandbox, in_force.generation, &in_force.template.policy))?;
+            self.state.save(&Record::of(sandbox, in_force.generation, in_force.template.canonical.text()))?;
         }
         // The last daemon may have been stopped between flip and cut.
         self.cut_revoked(sandbox)
