@@ -28,7 +28,9 @@ use crate::{
     open::Register,
     pipe::Pipes,
     resolve::Resolver,
+    stream::Stream,
     tls,
+    transform::Transformer,
 };
 
 /// Connections that wait to be accepted; the kernel's own bound (`somaxconn`) may be lower.
@@ -163,6 +165,7 @@ pub(crate) struct Shared<H> {
     pub(crate) settings: Settings,
     pub(crate) register: Register,
     pub(crate) pipes: Pipes,
+    pub(crate) transformer: Arc<Transformer>,
 }
 
 /// What the other end of a connection would speak.
@@ -175,11 +178,12 @@ enum Protocols {
 
 impl<H: Host> Inspector<H> {
     /// An inspector that serves nobody yet.
-    pub fn new(host: Arc<H>, resolver: Resolver, settings: Settings) -> Self {
+    pub fn new(host: Arc<H>, resolver: Resolver, transformer: Arc<Transformer>, settings: Settings) -> Self {
         let register = Register::new(settings.max_connections);
         let forwarder = Forwarder::new(resolver.clone());
         let (addresses, pipes) = (Addresses::new(resolver), Pipes::default());
-        Self { shared: Arc::new(Shared { host, addresses, forwarder, settings, register, pipes }) }
+        let shared = Shared { host, addresses, forwarder, settings, register, pipes, transformer };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Serves until `shutdown` is ready. Then whatever is open is reset.
@@ -328,11 +332,12 @@ impl Settings {
     }
 }
 
-async fn serve_dns<H: Host>(mut connection: Connection<H>) {
+async fn serve_dns<H: Host>(connection: Connection<H>) {
     let (flow, tenant) = (*connection.flow(), connection.tenant());
     let (host, forwarder) = (Arc::clone(&connection.shared.host), connection.shared.forwarder.clone());
     // Whatever became of the connection, it is over.
-    let _ = dns::tcp::serve(&mut connection.client, flow, tenant, host, forwarder).await;
+    let client = Stream::new(Arc::clone(&connection.client));
+    let _ = dns::tcp::serve(client, flow, tenant, host, forwarder).await;
 }
 
 /// Has a timer due soon, always. A runtime without one wakes itself up for each deadline that is set, which is

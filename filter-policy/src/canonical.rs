@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     net,
     policy::{AllowEntry, Policy},
-    transform::HeaderValue,
+    transform::{HeaderValue, Scheme},
 };
 
 /// What stands for a header's value where people look.
@@ -67,7 +67,11 @@ impl Policy {
                     .iter()
                     .map(|(name, value)| (name.clone(), header_value(value).into()))
                     .collect();
-                (host.to_string(), json!([{ "transform": { "headers": headers } }]))
+                let mut rule = json!({ "transform": { "headers": headers } });
+                if transform.scheme == Scheme::Http {
+                    rule["scheme"] = transform.scheme.name().into();
+                }
+                (host.to_string(), json!([rule]))
             })
             .collect();
         let allow_out: Vec<Value> =

@@ -22,7 +22,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use serde_json::Value;
 
 use self::{
-    args::{AttachArgs, Cli, Command, SocketArgs, UpdateArgs},
+    args::{AttachArgs, CaCommand, Cli, Command, SocketArgs, UpdateArgs},
     output::{Detached, Printer},
 };
 use crate::{client::Client, config::Config, error::ControlError, protocol::AttachRequest};
@@ -96,6 +96,8 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
         Command::Show(args) => printer.print(&client(args.id.socket)?.show(&args.id.id, args.tokens)?),
         Command::Stats(args) => printer.print(&client(args.socket)?.stats(args.id.as_ref())?),
         Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
+        Command::Ca(CaCommand::Export(socket)) => printer.print(&client(socket)?.authority()?),
+        Command::Ca(CaCommand::Rotate(socket)) => printer.print(&client(socket)?.rotate_authority()?),
         Command::Doctor(socket) => {
             let config = config()?;
             let path = socket.socket.unwrap_or_else(|| config.paths.socket.clone());
