@@ -14,7 +14,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{connection::Connection, host::Host, open::Entry, relay::poll_read};
+use crate::{
+    connection::Connection,
+    host::Host,
+    open::Entry,
+    relay::{poll_read, try_write_last},
+};
 
 /// A socket, beginning with what was read from it already.
 #[derive(Debug)]
@@ -25,18 +30,20 @@ pub(crate) struct Stream {
     /// What was read already, and how much of it was read again.
     said: Vec<u8>,
     from: usize,
+    /// Whether the other end has said all that it had to say.
+    ended: bool,
 }
 
 impl Stream {
     /// A socket that nothing was read from.
     pub(crate) fn new(socket: Arc<TcpStream>) -> Self {
-        Self { socket, entry: None, said: Vec::new(), from: 0 }
+        Self { socket, entry: None, said: Vec::new(), from: 0, ended: false }
     }
 
     /// The socket of a client, that `said` was read from. What it says and hears is counted.
     pub(crate) fn of_client<H: Host>(connection: &Connection<H>, said: Vec<u8>) -> Self {
         let (socket, entry) = (Arc::clone(&connection.client), Arc::clone(&connection.entry));
-        Self { socket, entry: Some(entry), said, from: 0 }
+        Self { socket, entry: Some(entry), said, from: 0, ended: false }
     }
 
     fn count_sent(&self, bytes: usize) {
@@ -70,6 +77,7 @@ impl AsyncRead for Stream {
         }
         let count = ready!(poll_read(&self.socket, context, buffer.initialize_unfilled()))?;
         buffer.advance(count);
+        self.ended |= count == 0;
         self.count_sent(count);
         Poll::Ready(Ok(()))
     }
@@ -79,7 +87,10 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.socket.poll_write_ready(context))?;
-            match self.socket.try_write(bytes) {
+            // Who has ended may be gone, and would break off at a farewell before the end that follows upon it.
+            let wrote =
+                if self.ended { try_write_last(&self.socket, bytes) } else { self.socket.try_write(bytes) };
+            match wrote {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 done => {
                     self.count_received(&done);

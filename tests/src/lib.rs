@@ -56,7 +56,7 @@ pub use secure::{SecureRequest, SecureServer};
 pub use server::{Accepted, Server, Service};
 pub use talk::{Ending, Heard, Talk};
 pub use tap::Tap;
-pub use tls::{Ca, TlsClient, TlsServer, TlsService, TlsSession, connect};
+pub use tls::{Ca, TlsClient, TlsServer, TlsService, TlsSession, client_config, connect};
 pub use topology::{Topology, TopologyBuilder};
 pub use web::{WebRequest, WebServer};
 pub use workers::pattern;

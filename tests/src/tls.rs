@@ -78,6 +78,23 @@ impl Ca {
         self.0.pem()
     }
 
+    /// How a server speaks TLS that has a certificate of this authority for every name.
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>> {
+        let resolver = Arc::new(EveryName { ca: self.clone(), keys: Mutex::default() });
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(resolver);
+        Ok(Arc::new(config))
+    }
+
+    /// A certificate for a name and its key, as PEM.
+    pub fn pair_for(&self, name: &str) -> Result<String> {
+        let key = KeyPair::generate()?;
+        let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
+        Ok(leaf.pem() + &key.serialize_pem())
+    }
+
     pub(crate) fn key_for(&self, name: &str) -> Result<CertifiedKey> {
         self.sign(CertificateParams::new(vec![name.to_owned()])?)
     }
@@ -117,32 +134,33 @@ pub fn connect(
     pem: &str,
     timeout: Duration,
 ) -> Result<TlsClient> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(pem.as_bytes())?)?;
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = client_config(pem)?;
     let mut stream = netns.tcp_connect(to, timeout).result.context("no connection")?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(timeout))?;
     let name = ServerName::try_from(name.to_owned()).context("that is no server name")?;
-    let mut tls = ClientConnection::new(Arc::new(config), name)?;
+    let mut tls = ClientConnection::new(config, name)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut stream).context("no handshake")?;
     }
     Ok(StreamOwned::new(tls, stream))
 }
 
+/// How a client speaks TLS that trusts the certificate `pem` alone.
+pub fn client_config(pem: &str) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes())?)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
 impl TlsServer {
     /// Starts a server whose certificates are `ca`'s.
     pub fn start(netns: &Netns, ca: &Ca, service: TlsService, port: u16) -> Result<Self> {
-        let resolver = Arc::new(EveryName { ca: ca.clone(), keys: Mutex::default() });
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
-        let (config, tally) = (Arc::new(config), Arc::new(Tally::default()));
+        let (config, tally) = (ca.server_config()?, Arc::new(Tally::default()));
         let counts = Arc::clone(&tally);
         let workers = Workers::everywhere(netns, port, move |client| {
             // How a client ends is its own affair.

@@ -344,7 +344,7 @@ fn where_all_is_open_rules_apply_and_all_else_is_as_if_nobody_looked() -> Result
     stage.curl_trusting(&stage.ca.pem(), &["--resolve", &to, "https://nowhere.test/"])?;
     let heard = stage
         .sandbox
-        .talk(at(EVIL[0], 80), &Talk::new().say(b"GET / HTTP/1.0\r\n\r\n").until(b"hello").end())?;
+        .talk(at(EVIL[0], 80), &Talk::new().say(b"GET / HTTP/1.0\r\n\r\n").until(b" as \n").end())?;
     ensure!(heard.bytes.starts_with(b"HTTP/1.1 200"), "{}", heard.summary());
     let moved = names_support::moved(&before, &stage.show()?)?;
     ensure!(moved.is_empty(), "counted were {moved:?}");

@@ -129,7 +129,8 @@ fn explain_certificate(error: &CertificateError) -> &'static str {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "The server's certificate is for another name."
         }
-        CertificateError::UnknownIssuer => {
+        // The latter is an issuer that calls itself like one that is trusted.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "The server's certificate is of an issuer that the host does not trust; the operator can add one with \
              [transform].upstream_ca."
         }

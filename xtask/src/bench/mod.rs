@@ -28,6 +28,7 @@ mod prefixes;
 mod report;
 mod sys;
 mod tcp;
+mod transforms;
 
 /// Options of the benches.
 #[derive(clap::Args)]
@@ -42,6 +43,8 @@ enum Bench {
     Dataplane(dataplane::Args),
     /// Connections and requests judged by name, updates: no filter, this filter, nginx and HAProxy side by side
     Names(names::Args),
+    /// Requests that a header is set in: no filter, this filter, nginx, HAProxy and mitmproxy side by side
+    Transforms(transforms::Args),
     /// Making, updating and ending sandboxes through the API, by how many there are; memory of an idle one
     Control(control::Args),
 }
@@ -79,6 +82,7 @@ impl Bench {
         match self {
             Self::Dataplane(args) => args.options(),
             Self::Names(args) => args.options(),
+            Self::Transforms(args) => args.options(),
             Self::Control(args) => args.options(),
         }
     }
@@ -87,6 +91,7 @@ impl Bench {
         match self {
             Self::Dataplane(args) => dataplane::run(args, binary),
             Self::Names(args) => names::run(args, binary),
+            Self::Transforms(args) => transforms::run(args, binary),
             Self::Control(args) => control::run(args, binary),
         }
     }

@@ -16,15 +16,15 @@ use super::{Options, machine, nft};
 
 mod book;
 mod bulk;
-mod capsule;
+pub mod capsule;
 mod flows;
-mod haproxy;
+pub mod haproxy;
 mod hello;
 pub mod lane;
-mod load;
-mod nginx;
-mod peer;
-mod servers;
+pub mod load;
+pub mod nginx;
+pub mod peer;
+pub mod servers;
 mod slowloris;
 mod update;
 
