@@ -102,6 +102,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         }
         // It can judge nobody before everybody is known.
         inspector.open(&core)?;
+        blocking(&core, Core::publish_authority).await?;
         let sandboxes = Arc::new(keeper(&core)?);
         sandboxes.resume().await?;
         let (stop_serving, told) = watch::channel(false);

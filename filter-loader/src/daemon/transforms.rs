@@ -9,6 +9,7 @@ use super::core::Core;
 use crate::config::Config;
 use crate::error::ControlError;
 use crate::protocol::Authority;
+use crate::trust::Trust;
 
 /// Reads or makes what it takes.
 ///
@@ -35,6 +36,17 @@ impl Core {
         Authority { certificate: self.transformer.authority().pem().to_owned() }
     }
 
+    /// Writes down what sandboxes must trust, for whoever makes them.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn publish_authority(&self) -> Result<(), ControlError> {
+        let written = Trust::of(&self.config).write(&self.authority().certificate);
+        written.map_err(|error| {
+            ControlError::failed(format!("cannot write down what sandboxes must trust: {error}"))
+        })
+    }
+
     /// Puts a new authority in the place of the one that sandboxes trust.
     ///
     /// # Errors
@@ -42,6 +54,7 @@ impl Core {
     pub fn rotate_authority(&self) -> Result<Authority, ControlError> {
         let file = authority_file(&self.config);
         self.transformer.rotate(&file).map_err(|error| ControlError::failed(error.to_string()))?;
+        self.publish_authority()?;
         Ok(self.authority())
     }
 }

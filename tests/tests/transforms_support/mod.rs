@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 
 use crate::names_support::timed::Control;
-use crate::names_support::{self, EVIL, GOOD, ID, PATIENCE, SHORT, at};
+use crate::names_support::{self, EVIL, GOOD, ID, PATIENCE, at};
 
 /// What nobody but the server may learn.
 pub const KEY: &str = "sk-4fJ7wQ9zK2xV8mT1bN6cR3";
@@ -79,7 +79,7 @@ impl Stage {
         let secrets = trusted.path().with_extension("secrets").join("in");
         fs::create_dir_all(&secrets)?;
         let config = format!(
-            "{SHORT}[transform]\nupstream_ca = {:?}\nsecrets_dir = {:?}\n",
+            "[timeouts]\ntcp_closing = \"1s\"\n[transform]\nupstream_ca = {:?}\nsecrets_dir = {:?}\n",
             trusted.path(),
             secrets.as_path()
         );
