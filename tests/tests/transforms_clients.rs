@@ -4,9 +4,9 @@
 mod names_support;
 mod transforms_support;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use filter_tests::python;
@@ -194,9 +194,8 @@ fn command(
     }
     command.args(["--mount", "timeout", "30", "sh", "-c", &format!("{script} && exec \"$@\""), "sh"]);
     command.args(&client.command).current_dir(directory).stdin(Stdio::null());
-    for variable in VARIABLES {
-        command.env_remove(variable);
-    }
+    // What a machine has its own programs trust is not to be found here.
+    command.env_clear().envs(env::var_os("PATH").map(|path| ("PATH", path)));
     let ssl = stage.daemon.socket().parent().context("no directory")?.join("trust/ssl");
     for variable in variables {
         let file = if *variable == "NODE_EXTRA_CA_CERTS" {
@@ -207,8 +206,5 @@ fn command(
         command.env(variable, ssl.join(file));
     }
     command.env("HOME", directory).env("GIT_TERMINAL_PROMPT", "0");
-    for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"] {
-        command.env_remove(proxy);
-    }
     Ok(command)
 }
