@@ -117,7 +117,12 @@ pub const fn punted_under(packet: &Packet, rule: RuleWord) -> RuleWord {
         Class::Allowed => RuleWord::new(Class::Watched, rule.number()),
         Class::Unmatched => RuleWord::new(Class::Watched, RuleWord::MAX_NUMBER),
         Class::Resolver if packet.dst_port == DNS => rule,
-        _ => RuleWord::new(Class::Inspected, rule.number()),
+        Class::Resolver
+        | Class::Inspected
+        | Class::Denied
+        | Class::Guarded
+        | Class::Named
+        | Class::Watched => RuleWord::new(Class::Inspected, rule.number()),
     }
 }
 

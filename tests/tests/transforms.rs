@@ -120,6 +120,10 @@ fn bodies_stream_and_trailers_arrive() -> Result<()> {
         "GET /trailers HTTP/1.1\r\nHost: allowed.test\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n",
     )?;
     ensure!(answer.contains("message") && answer.to_lowercase().contains("grpc-status: 0"), "{answer}");
+    // As gRPC has it.
+    let out = stage.curl(&["--http2", "-H", "te: trailers", "-D", "-", "https://allowed.test/trailers"])?;
+    ensure!(out.contains("message") && out.contains("grpc-status: 0"), "{out}");
+    ensure!(stage.secure.last().unwrap().values("te") == ["trailers"]);
     Ok(())
 }
 
@@ -175,6 +179,10 @@ fn another_host_on_the_same_connection_is_refused() -> Result<()> {
         ensure!(moved == [(reason.to_owned(), 1)], "{request}: counted were {moved:?}");
         stage.event(|event| event["event"] == "deny" && event["reason"] == reason)?;
     }
+    // Over HTTP/2 the authority stands elsewhere, and says the same.
+    let out =
+        stage.curl(&["--http2", "-H", "Host: other.test", "-w", "%{http_code}", "https://allowed.test/"])?;
+    ensure!(out.ends_with("421") && out.contains("\"reason\":\"bad_request\""), "{out}");
     stage.keeps_the_secret()
 }
 

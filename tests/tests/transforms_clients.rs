@@ -83,8 +83,13 @@ fn clients(directory: &Path) -> Result<Vec<Client>> {
     Ok(vec![
         client("curl", words(&["curl", "-sS", URL]), true, &["SSL_CERT_FILE"]),
         client("Python ssl", words(&[&python, "-c", get, URL]), true, &["SSL_CERT_FILE"]),
-        client("Python requests", words(&[&python, "-c", requests, URL]), true, &["REQUESTS_CA_BUNDLE"]),
-        client("pip", words(&[&[python.as_str()][..], &pip].concat()), true, &["REQUESTS_CA_BUNDLE"]),
+        client("Python requests", words(&[&python, "-c", requests, URL]), false, &["REQUESTS_CA_BUNDLE"]),
+        client(
+            "pip",
+            words(&[&[python.as_str()][..], &pip].concat()),
+            true,
+            &["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"],
+        ),
         client("Node", words(&["node", "-e", NODE, URL]), false, &["NODE_EXTRA_CA_CERTS"]),
         client("Go", words(&[&go.display().to_string(), URL]), true, &["SSL_CERT_FILE"]),
         client("git", words(&["git", "ls-remote", URL]), true, &["GIT_SSL_CAINFO"]),
