@@ -78,21 +78,20 @@ impl Ca {
         self.0.pem()
     }
 
-    /// How a server speaks TLS that has a certificate of this authority for every name.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>> {
-        let resolver = Arc::new(EveryName { ca: self.clone(), keys: Mutex::default() });
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
-        Ok(Arc::new(config))
-    }
-
-    /// A certificate for a name and its key, as PEM.
-    pub fn pair_for(&self, name: &str) -> Result<String> {
+    /// A certificate for `name`, and its key, both as PEM, for servers that are programs of their own.
+    pub fn issue(&self, name: &str) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
-        Ok(leaf.pem() + &key.serialize_pem())
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
+    /// What a server has that answers for every name.
+    pub fn server_config(&self) -> Result<ServerConfig> {
+        let resolver = Arc::new(EveryName { ca: self.clone(), keys: Mutex::default() });
+        Ok(ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(resolver))
     }
 
     pub(crate) fn key_for(&self, name: &str) -> Result<CertifiedKey> {
@@ -160,7 +159,7 @@ pub fn client_config(pem: &str) -> Result<Arc<ClientConfig>> {
 impl TlsServer {
     /// Starts a server whose certificates are `ca`'s.
     pub fn start(netns: &Netns, ca: &Ca, service: TlsService, port: u16) -> Result<Self> {
-        let (config, tally) = (ca.server_config()?, Arc::new(Tally::default()));
+        let (config, tally) = (Arc::new(ca.server_config()?), Arc::new(Tally::default()));
         let counts = Arc::clone(&tally);
         let workers = Workers::everywhere(netns, port, move |client| {
             // How a client ends is its own affair.

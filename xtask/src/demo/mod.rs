@@ -16,6 +16,7 @@ use stage::Stage;
 
 mod counters;
 mod limit;
+mod names;
 mod paint;
 mod reach;
 mod stage;
@@ -62,6 +63,7 @@ fn play(binary: &Path) -> Result<ExitCode> {
     reach::play(&stage, &mut findings)?;
     update::play(&stage, &mut findings)?;
     limit::play(&stage, &mut findings)?;
+    names::play(&stage, &mut findings)?;
     counters::play(&stage, &mut findings)?;
     drop(stage);
 

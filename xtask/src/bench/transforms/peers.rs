@@ -112,7 +112,8 @@ backend server
 }
 
 fn start(host: &Netns, config: (&str, &str), own: &Ca, upstream: &Ca, program: &[&str]) -> Result<Peer> {
-    let (pair, trusted) = (own.pair_for(HOST)?, upstream.pem());
+    let (certificate, key) = own.issue(HOST)?;
+    let (pair, trusted) = (certificate + &key, upstream.pem());
     let files = [config, ("pair.pem", &*pair), ("upstream.pem", &*trusted)];
     let capsule = Capsule::start(host, &files, program)?;
     capsule.wait_for(host, TLS)?;

@@ -1,6 +1,7 @@
 //! The HTTPS server: one thread, which ends with its owner, and makes sure that the header is there.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Result;
@@ -30,7 +31,7 @@ impl Server {
     pub fn start(netns: &Netns, ca: &Ca, strict: bool) -> Result<Self> {
         let listener = listen(netns, TLS)?;
         listener.set_nonblocking(true)?;
-        let acceptor = TlsAcceptor::from(ca.server_config()?);
+        let acceptor = TlsAcceptor::from(Arc::new(ca.server_config()?));
         let (stop, stopped) = oneshot::channel();
         let thread = netns.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
