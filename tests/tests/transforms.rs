@@ -354,7 +354,9 @@ fn where_all_is_open_rules_apply_and_all_else_is_as_if_nobody_looked() -> Result
         .sandbox
         .talk(at(EVIL[0], 80), &Talk::new().say(b"GET / HTTP/1.0\r\n\r\n").until(b" as \n").end())?;
     ensure!(heard.bytes.starts_with(b"HTTP/1.1 200"), "{}", heard.summary());
-    let moved = names_support::moved(&before, &stage.show()?)?;
+    let mut moved = names_support::moved(&before, &stage.show()?)?;
+    // A server's farewell to a client that is gone already: its end comes behind the reset that answers it.
+    moved.retain(|(reason, _)| reason != "inbound");
     ensure!(moved.is_empty(), "counted were {moved:?}");
     ensure!(counted(&stage.show()?, "default") > counted(&before, "default"));
     stage.control.settles(names_support::ID, 0, PATIENCE)
