@@ -286,8 +286,9 @@ pub fn dies_without_a_core(stage: Stage) -> Result<()> {
 
 fn dumps_core(pid: i32) -> Result<bool> {
     kill(Pid::from_raw(pid), Signal::SIGABRT)?;
-    match waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)? {
-        WaitStatus::Signaled(_, Signal::SIGABRT, core) => Ok(core),
-        other => bail!("it ended otherwise: {other:?}"),
-    }
+    let ended = waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    let WaitStatus::Signaled(_, Signal::SIGABRT, core) = ended else {
+        bail!("it ended otherwise: {ended:?}")
+    };
+    Ok(core)
 }
