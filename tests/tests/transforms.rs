@@ -418,7 +418,7 @@ fn a_thousand_names_at_once_are_too_many_and_others_do_not_suffer() -> Result<()
             .collect();
         asking.into_iter().map(|asking| asking.join().unwrap()).sum::<usize>()
     });
-    ensure!(made >= 64 && made < 900, "{made} leaves were made");
+    ensure!((64..900).contains(&made), "{made} leaves were made");
     let moved = names_support::moved(&before, &stage.show()?)?;
     ensure!(moved == [("capacity".to_owned(), 1000 - made as u64)], "counted were {moved:?}");
     stage.event(|event| event["event"] == "deny" && event["reason"] == "capacity")?;
