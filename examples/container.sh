@@ -2,7 +2,8 @@
 # A provider for `[provider] kind = "exec"`: a plain container. Here it is a network namespace with a veth, and a
 # process in it that stands for the container's first; replace the two marked lines with what your runtime does.
 #
-#   container.sh create    < {"sandboxID", "templateID", "metadata", "envVars"}   > {"iface", "addrs", "mac"}
+#   container.sh create    < {"sandboxID", "templateID", "metadata", "envVars", "caCertificate", "caBundle"}
+#                          > {"iface", "addrs", "mac"}
 #   container.sh destroy   < {"sandboxID", "iface"}
 #
 # What counts: the interface that `create` names is there and *down* when `create` ends. The filter is attached to it,
@@ -60,6 +61,13 @@ create)
     ip -n "$netns" neigh add "$gateway" lladdr "$host_mac" dev eth0 nud permanent
     ip -n "$netns" route add "$gateway/32" dev eth0
     ip -n "$netns" route add default via "$gateway" dev eth0
+    # Where the policy sets headers, the filter passes for their hosts: the container has to trust it. The files
+    # belong under the bundle's rootfs, and the variables into `process.env` of its config.json, for programs that
+    # look elsewhere (docs/transforms.md says which).
+    #   install -D -m 644 "$(field caBundle)" "$rootfs/etc/ssl/certs/ca-certificates.crt"
+    #   install -D -m 644 "$(field caCertificate)" "$rootfs/etc/ssl/sandbox-filter-ca.pem"
+    #   SSL_CERT_FILE, REQUESTS_CA_BUNDLE, GIT_SSL_CAINFO = /etc/ssl/certs/ca-certificates.crt
+    #   NODE_EXTRA_CA_CERTS = /etc/ssl/sandbox-filter-ca.pem
     # The container starts here:   runc run --detach --bundle "/bundles/$(field templateID)" "$id"
     connect "$address" "$mac" > /dev/null 2>&1 < /dev/null &
     printf '{"iface": "%s", "addrs": ["%s"], "mac": "%s"}\n' "$iface" "$address" "$mac"

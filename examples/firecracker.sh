@@ -1,7 +1,8 @@
 #!/bin/sh
 # A provider for `[provider] kind = "exec"`: a Firecracker microVM for each sandbox.
 #
-#   firecracker.sh create    < {"sandboxID", "templateID", "metadata", "envVars"}   > {"iface", "addrs", "mac"}
+#   firecracker.sh create    < {"sandboxID", "templateID", "metadata", "envVars", "caCertificate", "caBundle"}
+#                            > {"iface", "addrs", "mac"}
 #   firecracker.sh destroy   < {"sandboxID", "iface"}
 #
 # A template is a directory below $TEMPLATES with `vmlinux` and `rootfs.ext4`; the guest gets its address from the
@@ -46,6 +47,12 @@ connect() {
     done
 }
 
+# Puts a file into the image of the guest, in the place of the one that is there.
+put() {
+    debugfs -w -R "rm $2" "$vm/rootfs.ext4" > /dev/null 2>&1 || true
+    debugfs -w -R "write $1 $2" "$vm/rootfs.ext4" > /dev/null 2>&1
+}
+
 case $1 in
 create)
     template=$TEMPLATES/$(field templateID)
@@ -55,6 +62,11 @@ create)
     address=$(take_address)
     mac=$(printf '02:fc:%02x:%02x:%02x:%02x' $(echo "$address" | tr . ' '))
     cp --reflink=auto "$template/rootfs.ext4" "$vm/rootfs.ext4"
+    # Where the policy sets headers, the filter passes for their hosts: the guest has to trust it. For programs that
+    # look elsewhere its init sets SSL_CERT_FILE, REQUESTS_CA_BUNDLE and GIT_SSL_CAINFO to the first of these files and
+    # NODE_EXTRA_CA_CERTS to the second (docs/transforms.md says which).
+    put "$(field caBundle)" /etc/ssl/certs/ca-certificates.crt
+    put "$(field caCertificate)" /etc/ssl/sandbox-filter-ca.pem
     ip tuntap add "$tap" mode tap
     ip addr add "$GATEWAY/32" dev "$tap"
     cat > "$vm/config.json" <<END

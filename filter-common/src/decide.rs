@@ -67,8 +67,8 @@ pub const fn judge(packet: &Packet, rule: RuleWord) -> Reason {
         (Class::Allowed, _) => Reason::AllowedCidr,
         (_, Kind::LaterFragment) => Reason::Fragment,
         (Class::Denied | Class::Inspected | Class::Resolver, _) => Reason::DeniedCidr,
-        // No trie has it.
-        (Class::Named, _) => Reason::Guarded,
+        // No trie has them.
+        (Class::Named | Class::Watched, _) => Reason::Guarded,
         (Class::Unmatched, _) => Reason::Default,
     }
 }
@@ -87,11 +87,17 @@ const fn carries_connections(packet: &Packet) -> bool {
 /// The port of DNS (RFC 1035 section 4.2), as it lies in a packet.
 const DNS: u16 = 53_u16.to_be();
 
-/// Whether a packet that [`judge`] would deny goes to the inspector instead, who judges it by name:
-/// queries to a resolver that the policy opens, and TCP to a port where connections say whom they mean.
-/// `is_inspected` knows those ports, as they lie in a packet.
+/// Whether a packet goes to the inspector, who looks at names: what [`judge`] would deny and a name may allow
+/// (queries to a resolver that the policy opens, and TCP to a port where connections say whom they mean), and,
+/// where the policy is one that sets headers, what it would allow on such a port. `is_inspected` knows those ports,
+/// as they lie in a packet; `is_watched` knows such policies.
 #[inline(always)]
-pub fn is_punted(packet: &Packet, rule: RuleWord, is_inspected: impl Fn(u16) -> bool) -> bool {
+pub fn is_punted(
+    packet: &Packet,
+    rule: RuleWord,
+    is_inspected: impl Fn(u16) -> bool,
+    is_watched: impl FnOnce() -> bool,
+) -> bool {
     if packet.mapped_destination {
         return false;
     }
@@ -99,6 +105,7 @@ pub fn is_punted(packet: &Packet, rule: RuleWord, is_inspected: impl Fn(u16) -> 
         (Class::Resolver, Kind::Udp) => packet.dst_port == DNS,
         (Class::Resolver, Kind::Tcp) => packet.dst_port == DNS || is_inspected(packet.dst_port),
         (Class::Inspected, Kind::Tcp) => is_inspected(packet.dst_port),
+        (Class::Allowed | Class::Unmatched, Kind::Tcp) => is_inspected(packet.dst_port) && is_watched(),
         _ => false,
     }
 }
@@ -106,13 +113,23 @@ pub fn is_punted(packet: &Packet, rule: RuleWord, is_inspected: impl Fn(u16) -> 
 /// The rule that a punted connection begins under: only DNS is a resolver's.
 #[inline(always)]
 pub const fn punted_under(packet: &Packet, rule: RuleWord) -> RuleWord {
-    if packet.dst_port == DNS { rule } else { RuleWord::new(Class::Inspected, rule.number()) }
+    match rule.class() {
+        Class::Allowed => RuleWord::new(Class::Watched, rule.number()),
+        Class::Unmatched => RuleWord::new(Class::Watched, RuleWord::MAX_NUMBER),
+        Class::Resolver if packet.dst_port == DNS => rule,
+        Class::Resolver
+        | Class::Inspected
+        | Class::Denied
+        | Class::Guarded
+        | Class::Named
+        | Class::Watched => RuleWord::new(Class::Inspected, rule.number()),
+    }
 }
 
 /// Whether `rule`, that of a followed connection, says that its packets go to the inspector.
 #[inline(always)]
 pub const fn belongs_to_inspector(rule: RuleWord) -> bool {
-    matches!(rule.class(), Class::Inspected | Class::Resolver | Class::Named)
+    matches!(rule.class(), Class::Inspected | Class::Resolver | Class::Named | Class::Watched)
 }
 
 /// Whether a connection that is already open under `held` may stay open now that `rule` is about its
@@ -122,8 +139,8 @@ pub const fn permits(held: RuleWord, rule: RuleWord) -> bool {
     match rule.class() {
         Class::Allowed | Class::Unmatched => true,
         Class::Resolver => belongs_to_inspector(held),
-        Class::Inspected => matches!(held.class(), Class::Inspected | Class::Named),
-        Class::Denied | Class::Guarded | Class::Named => false,
+        Class::Inspected => matches!(held.class(), Class::Inspected | Class::Named | Class::Watched),
+        Class::Denied | Class::Guarded | Class::Named | Class::Watched => false,
     }
 }
 
@@ -141,6 +158,8 @@ pub const fn reason_of(rule: RuleWord) -> Reason {
         Class::Allowed => Reason::AllowedCidr,
         Class::Unmatched => Reason::Default,
         Class::Named => Reason::AllowedName,
+        Class::Watched if rule.number() == RuleWord::MAX_NUMBER => Reason::Default,
+        Class::Watched => Reason::AllowedCidr,
         Class::Resolver => Reason::Dns,
         Class::Denied | Class::Inspected => Reason::DeniedCidr,
         Class::Guarded => Reason::Guarded,

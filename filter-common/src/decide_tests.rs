@@ -106,9 +106,9 @@ fn a_mapped_destination_is_guarded_whatever_the_rule() {
 
 #[test]
 fn a_rule_that_cannot_be_read_guards() {
-    for bits in [7_u32 << 28, 9 << 28, u32::MAX] {
+    for bits in [8_u32 << 28, 9 << 28, u32::MAX] {
         assert_eq!(judge(&of_kind(Kind::Tcp), RuleWord::from_bits(bits)), Reason::Guarded);
-        assert!(!is_punted(&of_kind(Kind::Tcp), RuleWord::from_bits(bits), |_| true));
+        assert!(!is_punted(&of_kind(Kind::Tcp), RuleWord::from_bits(bits), |_| true, || true));
         assert!(!permits(rule(Class::Named), RuleWord::from_bits(bits)));
     }
 }
@@ -132,7 +132,7 @@ fn an_open_connection_stays_open_where_a_new_one_would_be_let_through() {
 fn what_a_name_may_allow_goes_to_the_inspector_and_nothing_else() {
     let web = |port: u16| port == 443_u16.to_be();
     let to = |kind, port: u16| Packet { dst_port: port.to_be(), ..of_kind(kind) };
-    let punted = |packet: &Packet, class| is_punted(packet, rule(class), web);
+    let punted = |packet: &Packet, class| is_punted(packet, rule(class), web, || false);
     assert!(punted(&to(Kind::Tcp, 443), Class::Inspected) && punted(&to(Kind::Tcp, 443), Class::Resolver));
     assert!(punted(&to(Kind::Tcp, 53), Class::Resolver) && punted(&to(Kind::Udp, 53), Class::Resolver));
     // QUIC, other ports, DNS elsewhere, DNS over TLS.
@@ -148,7 +148,7 @@ fn what_a_name_may_allow_goes_to_the_inspector_and_nothing_else() {
         }
     }
     for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Tcp | Kind::Udp)) {
-        assert!(!is_punted(&to(kind, 443), rule(Class::Resolver), |_| true), "{kind:?}");
+        assert!(!is_punted(&to(kind, 443), rule(Class::Resolver), |_| true, || true), "{kind:?}");
     }
     let mapped = Packet { mapped_destination: true, ..to(Kind::Tcp, 443) };
     assert!(!punted(&mapped, Class::Inspected));
@@ -336,4 +336,38 @@ fn a_dhcp_server_is_a_claim() {
         assert_eq!(identity(&segment, &sandbox()), Ok(()), "DHCP is UDP");
     }
     assert_eq!(identity(&datagram("10.11.0.3", 67, 68), &sandbox()), Err(Reason::Spoofed));
+}
+
+#[test]
+fn where_headers_are_set_what_is_allowed_goes_to_the_inspector_too() {
+    let web = |port: u16| port == 443_u16.to_be();
+    let to = |kind, port: u16| Packet { dst_port: port.to_be(), ..of_kind(kind) };
+    let punted = |packet: &Packet, class| is_punted(packet, rule(class), web, || true);
+    for class in [Class::Unmatched, Class::Allowed] {
+        assert!(punted(&to(Kind::Tcp, 443), class), "{class:?}");
+        for (kind, port) in [(Kind::Udp, 443), (Kind::Tcp, 22), (Kind::Udp, 53), (Kind::Tcp, 53)] {
+            assert!(!punted(&to(kind, port), class), "{kind:?} {port} {class:?}");
+        }
+    }
+    for class in [Class::Denied, Class::Guarded, Class::Named, Class::Watched] {
+        assert!(!punted(&to(Kind::Tcp, 443), class), "{class:?}");
+    }
+}
+
+#[test]
+fn a_watched_connection_counts_as_what_allowed_it_and_stays_with_the_inspector() {
+    let packet = Packet { dst_port: 443_u16.to_be(), ..of_kind(Kind::Tcp) };
+    for (class, reason) in [(Class::Unmatched, Reason::Default), (Class::Allowed, Reason::AllowedCidr)] {
+        let held = punted_under(&packet, rule(class));
+        assert_eq!((held.class(), reason_of(held)), (Class::Watched, reason));
+        assert!(belongs_to_inspector(held));
+        assert_eq!(reason_of(held.without_names()), reason);
+        for later in [Class::Unmatched, Class::Allowed, Class::Inspected] {
+            assert!(permits(held, rule(later)), "{later:?}");
+            assert_eq!(held_under(held, rule(later)), held);
+        }
+        for later in [Class::Denied, Class::Guarded] {
+            assert!(!permits(held, rule(later)), "{later:?}");
+        }
+    }
 }

@@ -429,6 +429,13 @@ pub mod sandbox_flags {
     pub const INBOUND_ANY: u32 = 4;
 }
 
+/// Bits of [`Policy::flags`].
+pub mod policy_flags {
+    /// Connections to the inspected ports go to the inspector even where their address is allowed: the policy sets
+    /// headers in requests to hosts, which are known by name only.
+    pub const WATCHED: u32 = 1;
+}
+
 /// The policy in force: one aligned word, so that one store replaces it.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -471,8 +478,8 @@ impl PolicyWord {
 pub struct Policy {
     /// Connections that a sandbox may have at once.
     pub egress_connections: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// [`policy_flags`].
+    pub flags: u32,
     /// Hash of the compiled policy's content, guard included.
     pub hash: [u8; 32],
 }

@@ -112,6 +112,10 @@ reasons! {
     Revoked = 23, "revoked", Deny;
     /// The inspector that would have to judge this is not running.
     InspectorDown = 24, "inspector_down", Deny;
+    /// The server that a request with set headers is for is not who it says it is: its certificate is not to be trusted.
+    UpstreamTls = 25, "upstream_tls", Deny;
+    /// A header that is to be set names a secret that the host does not have, or that is none to send.
+    NoSecret = 26, "no_secret", Deny;
 }
 
 #[cfg(test)]

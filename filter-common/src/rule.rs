@@ -18,6 +18,9 @@ pub enum Class {
     Resolver = 5,
     /// No trie says this: a name allowed the connection. The number is the entry's index in `allowOut`.
     Named = 6,
+    /// No trie says this: the address is allowed, but its requests may be ones that the policy sets headers in, so
+    /// that the inspector looks at whom they name. The number is that of the allowing rule, the largest for none.
+    Watched = 7,
 }
 
 /// The trie's value: the class in the top four bits, the number of the rule within its class below.
@@ -63,6 +66,7 @@ impl RuleWord {
             4 => Class::Inspected,
             5 => Class::Resolver,
             6 => Class::Named,
+            7 => Class::Watched,
             _ => Class::Guarded,
         }
     }
@@ -72,6 +76,8 @@ impl RuleWord {
     pub const fn without_names(self) -> Self {
         match self.class() {
             Class::Inspected | Class::Resolver => Self::new(Class::Denied, self.number()),
+            Class::Watched if self.number() == Self::MAX_NUMBER => Self::UNMATCHED,
+            Class::Watched => Self::new(Class::Allowed, self.number()),
             Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded | Class::Named => self,
         }
     }
@@ -97,6 +103,7 @@ mod tests {
             Class::Inspected,
             Class::Resolver,
             Class::Named,
+            Class::Watched,
         ];
         for class in classes {
             for number in [0, 1, 1_000_000, RuleWord::MAX_NUMBER] {

@@ -111,7 +111,8 @@ pub unsafe fn connection(
 ) -> Told {
     // The inspector tells of its own connections, with their names.
     // SAFETY: the caller's promise.
-    if matches!(RuleWord::from_bits(unsafe { (*flow).rule }).class(), Class::Inspected | Class::Named) {
+    let class = RuleWord::from_bits(unsafe { (*flow).rule }).class();
+    if matches!(class, Class::Inspected | Class::Named | Class::Watched) {
         return Told(None);
     }
     // SAFETY: the caller's promise.

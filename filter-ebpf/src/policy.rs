@@ -6,7 +6,7 @@ use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, LpmTrie},
     macros::btf_map,
 };
-use filter_common::layout::{MAX_POLICIES, MAX_SANDBOXES, Policy, PolicyWord};
+use filter_common::layout::{MAX_POLICIES, MAX_SANDBOXES, Policy, PolicyWord, policy_flags};
 use filter_common::{Addr, RuleWord};
 
 use crate::atomic;
@@ -46,4 +46,10 @@ pub fn rule(policy: PolicyWord, addr: Addr) -> RuleWord {
 #[inline(always)]
 pub fn egress_connections(policy: PolicyWord) -> u32 {
     POLICIES.get(policy.slot()).map_or(0, |policy| policy.egress_connections)
+}
+
+/// Whether the policy sets headers, so that the inspector looks at whom connections ask for.
+#[inline(always)]
+pub fn is_watched(policy: PolicyWord) -> bool {
+    POLICIES.get(policy.slot()).is_some_and(|policy| policy.flags & policy_flags::WATCHED != 0)
 }

@@ -27,7 +27,7 @@ impl Outcome {
     fn goes(rule: RuleWord, reason: Reason) -> Self {
         match rule.class() {
             Class::Inspected => Self::Punt(None),
-            Class::Named | Class::Resolver => Self::Punt(Some(reason)),
+            Class::Named | Class::Resolver | Class::Watched => Self::Punt(Some(reason)),
             Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded => Self::Pass(reason),
         }
     }
@@ -154,7 +154,7 @@ fn unknown(skb: &Skb, sandbox: &Sandbox, subject: &mut Subject, key: Option<&Flo
         return Outcome::goes(rule, Reason::Reply);
     }
     let rule = policy::rule(subject.policy, packet.dst);
-    if decide::is_punted(packet, rule, ports::is_inspected) {
+    if decide::is_punted(packet, rule, ports::is_inspected, || policy::is_watched(subject.policy)) {
         subject.rule = decide::punted_under(packet, rule);
         return match key {
             Some(key) => hand_over(skb, sandbox, subject, key),
@@ -223,7 +223,7 @@ fn known(skb: &Skb, packet: &Packet, key: &FlowKey, policy: PolicyWord) -> Optio
                     return None;
                 }
                 let mut rule = flow.rule();
-                if let Class::Inspected = rule.class()
+                if let Class::Inspected | Class::Watched = rule.class()
                     && let Some(verdict) = punt::verdict(key)
                     // Whatever it says, the connection stays with the inspector.
                     && let Class::Named = verdict.class()
@@ -414,9 +414,12 @@ fn without_connection(
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
             Class::Allowed | Class::Unmatched => Ok(Reason::Reply),
             _ if by_host => Ok(Reason::Reply),
-            Class::Denied | Class::Guarded | Class::Inspected | Class::Resolver | Class::Named => {
-                Err(Reason::Fragment)
-            }
+            Class::Denied
+            | Class::Guarded
+            | Class::Inspected
+            | Class::Resolver
+            | Class::Named
+            | Class::Watched => Err(Reason::Fragment),
         },
         Kind::MulticastListener if by_host => Ok(Reason::Neighbour),
         Kind::Other => Err(Reason::Protocol),

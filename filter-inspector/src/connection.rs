@@ -8,7 +8,7 @@ use std::{
 };
 
 use filter_common::{Reason, RuleWord};
-use filter_policy::Name;
+use filter_policy::{Name, Scheme};
 use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL};
 use socket2::SockRef;
 use tokio::{net::TcpStream, time};
@@ -18,7 +18,7 @@ use crate::{
     host::{Event, Flow, Happening, Host, Tenant},
     open::{Cut, Entry, Going, again},
     relay::{self, Means, with_scratch},
-    rules::{Named, Target, Verdict},
+    rules::{Named, Rules, Target, Verdict},
     server::Shared,
 };
 
@@ -32,8 +32,8 @@ const FAREWELL_BYTES: usize = 1 << 20;
 pub(crate) struct Connection<H: Host> {
     pub(crate) shared: Arc<Shared<H>>,
     pub(crate) entry: Arc<Entry>,
-    pub(crate) client: TcpStream,
-    pub(crate) upstream: Option<TcpStream>,
+    pub(crate) client: Arc<TcpStream>,
+    pub(crate) upstream: Option<Arc<TcpStream>>,
     /// When the upstream was reached.
     opened: Option<Instant>,
     /// Bytes charged to the sandbox's share.
@@ -55,7 +55,15 @@ impl<H: Host> Connection<H> {
     /// client must not take a part of a transfer for the whole. Upstreams know what is whole: a request says
     /// how long it is, and TLS says when it ends.
     pub(crate) fn new(shared: Arc<Shared<H>>, entry: Arc<Entry>, client: TcpStream) -> Self {
-        Self { shared, entry, client, upstream: None, opened: None, buffered: 0, abrupt: false }
+        Self {
+            shared,
+            entry,
+            client: Arc::new(client),
+            upstream: None,
+            opened: None,
+            buffered: 0,
+            abrupt: false,
+        }
     }
 
     pub(crate) fn flow(&self) -> &Flow {
@@ -106,6 +114,40 @@ impl<H: Host> Connection<H> {
         Refused { reason, rule: RuleWord::UNMATCHED, generation: self.generation() }
     }
 
+    /// The JSON pointer of the entry that decided, while its policy is in force.
+    pub(crate) fn pointer(&self, refused: &Refused) -> Option<String> {
+        let rules = self.shared.host.rules(self.tenant())?;
+        (rules.generation == refused.generation).then(|| rules.policy.rule_pointer(refused.rule))?
+    }
+
+    /// Whether the connection may go where the sandbox wants it to whatever it says.
+    pub(crate) fn passes_unnamed(&self) -> bool {
+        let rules = self.shared.host.rules(self.tenant());
+        rules.is_some_and(|rules| rules.passes_unnamed(self.flow().destination.ip()))
+    }
+
+    /// Whether it may, and nothing that it says in the clear could be a request that headers are set in.
+    pub(crate) fn is_nobodys_business(&self) -> bool {
+        let rules = self.shared.host.rules(self.tenant());
+        rules.is_some_and(|rules| {
+            rules.passes_unnamed(self.flow().destination.ip()) && !rules.policy.has_transforms_in_clear()
+        })
+    }
+
+    /// Whether headers are set in requests to a host, if they come over TLS.
+    pub(crate) fn sets_headers(&self, name: &Name) -> bool {
+        let rules = self.shared.host.rules(self.tenant());
+        rules.is_some_and(|rules| rules.policy.transform(name).is_some())
+    }
+
+    /// Whether headers are set in requests to a host, if they come in the clear.
+    pub(crate) fn sets_headers_in_clear(&self, named: &Named) -> bool {
+        let Ok(Some(name)) = named else { return false };
+        let rules = self.shared.host.rules(self.tenant());
+        let transform = |rules: Arc<Rules>| rules.policy.transform(name).map(|transform| transform.scheme);
+        rules.and_then(transform) == Some(Scheme::Http)
+    }
+
     /// The verdict under the rules in force.
     pub(crate) fn judge(&self, named: &Named) -> Result<Target, Refused> {
         let Some(rules) = self.shared.host.rules(self.tenant()) else {
@@ -134,7 +176,7 @@ impl<H: Host> Connection<H> {
             };
             let dial = Dial {
                 addresses: &self.shared.addresses,
-                guard: &rules.guard,
+                rules: &rules,
                 mark: self.shared.settings.upstream_mark,
                 deadline,
             };
@@ -180,12 +222,35 @@ impl<H: Host> Connection<H> {
                     }
                 }
             }
-            self.upstream = Some(upstream);
+            self.upstream = Some(Arc::new(upstream));
             self.opened = Some(Instant::now());
             host.allowed(self.flow(), self.tenant(), going.rule);
             self.tell(Happening::Open, &going, self.opened);
             return Ok(());
         }
+    }
+
+    /// Connects to where the sandbox wants to go, which its policy allows, and relays whatever either side says.
+    pub(crate) async fn pass(mut self) {
+        match self.reach(&Ok(None)).await {
+            Ok(()) => self.go_on(Vec::new()).await,
+            Err(refused) => {
+                self.tell_refused(refused, None, 0);
+                self.break_off();
+            }
+        }
+    }
+
+    /// Gives the upstream what the client has said already, and relays.
+    pub(crate) async fn go_on(mut self, said: Vec<u8>) {
+        let Some(upstream) = &self.upstream else { return };
+        if write_all(upstream, &said).await.is_err() {
+            return self.break_off();
+        }
+        self.entry.sent.fetch_add(said.len() as u64, Ordering::Relaxed);
+        drop(said);
+        self.discharge();
+        self.relay().await;
     }
 
     /// Takes leave of the upstream and tells so.

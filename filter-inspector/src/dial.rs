@@ -11,7 +11,7 @@ use std::{
 };
 
 use filter_common::Reason;
-use filter_policy::{Guard, Name};
+use filter_policy::Name;
 use futures_util::{StreamExt, future::Either, stream::FuturesUnordered};
 use nix::libc::EINPROGRESS;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{resolve::Resolver, rules::Target};
+use crate::{
+    resolve::Resolver,
+    rules::{Rules, Target},
+};
 
 /// How long the addresses of a name are good for another connection, beyond the time that the resolver's own
 /// cache gives them: to ask that cache costs more than the rest of a verdict.
@@ -71,8 +74,8 @@ impl Addresses {
 pub(crate) struct Dial<'a> {
     /// Finds the addresses of a name.
     pub(crate) addresses: &'a Addresses,
-    /// Never dialled.
-    pub(crate) guard: &'a Guard,
+    /// Which addresses may be dialled.
+    pub(crate) rules: &'a Rules,
     /// The mark of the sockets, by which the host knows that their packets are nobody's to inspect; 0 for none.
     pub(crate) mark: u32,
     /// When to give up.
@@ -84,8 +87,8 @@ impl Dial<'_> {
     /// of its family come first.
     ///
     /// # Errors
-    /// [`Reason::Guarded`] if every address is guarded; [`Reason::Unresolved`] if there is none or none
-    /// answers; [`Reason::Capacity`] if the host has no descriptor or port left.
+    /// [`Reason::Guarded`] if every address is guarded, [`Reason::DeniedCidr`] if none is permitted;
+    /// [`Reason::Unresolved`] if there is none or none answers; [`Reason::Capacity`] if the host has no descriptor or port left.
     pub(crate) async fn connect(
         &self,
         target: &Target,
@@ -98,9 +101,20 @@ impl Dial<'_> {
                 Ok(None) | Err(_) => return Err(Reason::Unresolved),
             },
         };
-        let allowed = permitted(&addresses, self.guard, wanted.ip());
+        let name = match target {
+            Target::Name(name) => Some(name),
+            Target::Address(_) => None,
+        };
+        let allowed = permitted(&addresses, |address| self.rules.permits(name, address), wanted.ip());
         if allowed.is_empty() {
-            return Err(if addresses.is_empty() { Reason::Unresolved } else { Reason::Guarded });
+            let is_guarded = |address: &IpAddr| self.rules.guard.contains(address.to_canonical());
+            return Err(if addresses.is_empty() {
+                Reason::Unresolved
+            } else if addresses.iter().all(is_guarded) {
+                Reason::Guarded
+            } else {
+                Reason::DeniedCidr
+            });
         }
         let connected = timeout_at(self.deadline, self.first_of(&allowed, wanted.port())).await;
         match connected {
@@ -183,12 +197,12 @@ impl Dial<'_> {
 }
 
 /// The addresses that may be dialled, each once, those of the wanted family first.
-fn permitted(addresses: &[IpAddr], guard: &Guard, wanted: IpAddr) -> Vec<IpAddr> {
+fn permitted(addresses: &[IpAddr], permits: impl Fn(IpAddr) -> bool, wanted: IpAddr) -> Vec<IpAddr> {
     let mut allowed: Vec<IpAddr> = Vec::with_capacity(addresses.len());
     for address in addresses {
         // A mapped address is the IPv4 address inside, and is dialled as what was judged.
         let address = address.to_canonical();
-        if !guard.contains(address) && !allowed.contains(&address) {
+        if permits(address) && !allowed.contains(&address) {
             allowed.push(address);
         }
     }
@@ -204,6 +218,8 @@ fn is_exhausted(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use filter_policy::Guard;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -224,9 +240,9 @@ mod tests {
             "::1",
         ]
         .map(ip);
-        let v4_first = permitted(&addresses, &guard, ip("198.51.100.1"));
+        let v4_first = permitted(&addresses, |address| !guard.contains(address), ip("198.51.100.1"));
         assert_eq!(v4_first, [ip("203.0.113.1"), ip("2001:db8::1")]);
-        let v6_first = permitted(&addresses, &guard, ip("2001:db8::9"));
+        let v6_first = permitted(&addresses, |address| !guard.contains(address), ip("2001:db8::9"));
         assert_eq!(v6_first, [ip("2001:db8::1"), ip("203.0.113.1")]);
     }
 }

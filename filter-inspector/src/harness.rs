@@ -28,6 +28,7 @@ use crate::{
     resolve::{self, Resolver},
     rules::Rules,
     server::{Inspector, Listeners, Settings},
+    transform::{Transformer, ca::Authority},
 };
 
 /// Longer than anything takes, unless it hangs.
@@ -141,7 +142,8 @@ impl World {
         adjust(&mut settings, port);
         let server = name_server().await;
         let asking = resolve::Settings { upstream: vec![server], ..resolve::Settings::default() };
-        let inspector = Inspector::new(Arc::clone(&host), Resolver::new(&asking).unwrap(), settings);
+        let resolver = Resolver::new(&asking).unwrap();
+        let inspector = Inspector::new(Arc::clone(&host), resolver, transformer(), settings);
         let (stop, stopped) = oneshot::channel();
         let running = inspector.clone();
         tokio::spawn(async move {
@@ -180,6 +182,14 @@ impl World {
     pub(crate) async fn quiet(&self) {
         until(|| self.inspector.connections() == 0).await;
     }
+}
+
+/// One that nothing depends on.
+fn transformer() -> Arc<Transformer> {
+    let path = std::env::temp_dir().join(format!("inspector-ca-{}.pem", std::process::id()));
+    static MADE: std::sync::OnceLock<Arc<Transformer>> = std::sync::OnceLock::new();
+    let make = || Arc::new(Transformer::new(Authority::renew(&path).unwrap(), None, None).unwrap());
+    Arc::clone(MADE.get_or_init(make))
 }
 
 /// Waits until something is so.

@@ -32,7 +32,9 @@ mod relay;
 pub mod resolve;
 pub mod rules;
 pub mod server;
+mod stream;
 mod tls;
 #[cfg(test)]
 mod tls_tests;
+pub mod transform;
 mod workers;

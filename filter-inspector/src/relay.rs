@@ -266,7 +266,7 @@ fn try_read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Writes what the end of the direction follows upon, which sends it.
-fn try_write_last(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+pub(crate) fn try_write_last(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     to.try_io(Interest::WRITABLE, || SockRef::from(to).send_with_flags(bytes, MSG_MORE | MSG_NOSIGNAL))
 }
 

@@ -26,8 +26,8 @@ pub struct Rules {
 pub enum Target {
     /// To an address that the filter resolves.
     Name(Name),
-    /// To the address that the sandbox chose, which the policy allows by itself. That happens only when the
-    /// policy was replaced between the kernel's verdict and this one.
+    /// To the address that the sandbox chose, which the policy allows by itself. That happens where a policy sets
+    /// headers, and when it was replaced between the kernel's verdict and this one.
     Address(IpAddr),
 }
 
@@ -58,7 +58,9 @@ pub type Named = Result<Option<Name>, BadName>;
 impl Rules {
     /// The verdict on a connection or request for `named`, that the sandbox addressed to `destination`.
     pub fn judge(&self, named: &Named, destination: IpAddr) -> Verdict {
-        if let Ok(Some(name)) = named
+        // With `deny-first` no name opens anything.
+        if self.compiled.inspect
+            && let Ok(Some(name)) = named
             && let Some(index) = self.names.find(name)
         {
             let rule = RuleWord::new(Class::Named, u32::try_from(index).unwrap_or(RuleWord::MAX_NUMBER));
@@ -66,10 +68,10 @@ impl Rules {
         }
         let rule = self.address(destination);
         match rule.class() {
-            Class::Allowed => self.to_address(destination, Reason::AllowedCidr, rule),
-            Class::Unmatched => self.to_address(destination, Reason::Default, rule),
+            Class::Allowed => self.allow(named, destination, Reason::AllowedCidr, rule),
+            Class::Unmatched => self.allow(named, destination, Reason::Default, rule),
             Class::Guarded => Verdict::Deny { reason: Reason::Guarded, rule },
-            Class::Denied | Class::Inspected | Class::Resolver | Class::Named => {
+            Class::Denied | Class::Inspected | Class::Resolver | Class::Named | Class::Watched => {
                 let reason = match named {
                     Ok(Some(_)) => Reason::NameNotAllowed,
                     Ok(None) => Reason::NoName,
@@ -82,13 +84,25 @@ impl Rules {
 
     /// Whether a connection that goes to `resolved` for `name` may go on.
     pub fn permits(&self, name: Option<&Name>, resolved: IpAddr) -> bool {
-        let named =
-            name.is_some_and(|name| self.names.find(name).is_some()) && !self.guard.contains(resolved);
+        let named = self.compiled.inspect
+            && name.is_some_and(|name| self.names.find(name).is_some())
+            && !self.guard.contains(resolved);
         named || matches!(self.address(resolved).class(), Class::Allowed | Class::Unmatched)
     }
 
-    fn to_address(&self, destination: IpAddr, reason: Reason, rule: RuleWord) -> Verdict {
-        Verdict::Allow { target: Target::Address(destination), reason, rule }
+    /// Whether a connection to this address may go on whatever it says, as it would if nobody looked.
+    pub fn passes_unnamed(&self, destination: IpAddr) -> bool {
+        matches!(self.judge(&Ok(None), destination), Verdict::Allow { .. })
+    }
+
+    /// What the address allows by itself. A request that headers are set in goes where the filter resolves its
+    /// host all the same: what stands in them is for that host, not for whom the sandbox takes for it.
+    fn allow(&self, named: &Named, destination: IpAddr, reason: Reason, rule: RuleWord) -> Verdict {
+        let target = match named {
+            Ok(Some(name)) if self.policy.transform(name).is_some() => Target::Name(name.clone()),
+            Ok(_) | Err(_) => Target::Address(destination),
+        };
+        Verdict::Allow { target, reason, rule }
     }
 
     fn address(&self, addr: IpAddr) -> RuleWord {

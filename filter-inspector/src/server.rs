@@ -26,7 +26,9 @@ use crate::{
     open::Register,
     pipe::{self, Pipes},
     resolve::{self, Resolver},
+    stream::Stream,
     tls,
+    transform::Transformer,
     workers::Workers,
 };
 
@@ -105,6 +107,7 @@ pub(crate) struct Shared<H> {
     pub(crate) settings: Settings,
     pub(crate) register: Register,
     pub(crate) pipes: Pipes,
+    pub(crate) transformer: Arc<Transformer>,
 }
 
 /// What the other end of a connection would speak.
@@ -117,11 +120,12 @@ enum Protocols {
 
 impl<H: Host> Inspector<H> {
     /// An inspector that serves nobody yet.
-    pub fn new(host: Arc<H>, resolver: Resolver, settings: Settings) -> Self {
+    pub fn new(host: Arc<H>, resolver: Resolver, transformer: Arc<Transformer>, settings: Settings) -> Self {
         let register = Register::new(settings.max_connections);
         let forwarder = Forwarder::new(resolver.clone());
         let (addresses, pipes) = (Addresses::new(resolver), Pipes::default());
-        Self { shared: Arc::new(Shared { host, addresses, forwarder, settings, register, pipes }) }
+        let shared = Shared { host, addresses, forwarder, settings, register, pipes, transformer };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Serves until `shutdown` is ready, each pair of listeners on a thread of its own. Then whatever is open is
@@ -282,11 +286,12 @@ impl Settings {
     }
 }
 
-async fn serve_dns<H: Host>(mut connection: Connection<H>) {
+async fn serve_dns<H: Host>(connection: Connection<H>) {
     let (flow, tenant) = (*connection.flow(), connection.tenant());
     let (host, forwarder) = (Arc::clone(&connection.shared.host), connection.shared.forwarder.clone());
     // Whatever became of the connection, it is over.
-    let _ = dns::tcp::serve(&mut connection.client, flow, tenant, host, forwarder).await;
+    let client = Stream::new(Arc::clone(&connection.client));
+    let _ = dns::tcp::serve(client, flow, tenant, host, forwarder).await;
 }
 
 /// A descriptor to give up when there is no other.

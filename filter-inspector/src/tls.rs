@@ -6,11 +6,12 @@ use filter_common::Reason;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    connection::{Connection, Refused, write_all},
+    connection::{Connection, Refused},
     hello::{BadHello, ClientHello, HelloReader},
     host::Host,
     relay::{poll_read, with_scratch},
     rules::Named,
+    transform,
 };
 
 /// Alert descriptions (RFC 8446 section 6.2).
@@ -30,20 +31,25 @@ pub(crate) async fn serve<H: Host>(mut connection: Connection<H>) {
     let mut said = Said::default();
     let named = match timeout_at(deadline, read_hello(&mut connection, &mut said)).await {
         Ok(Ok(named)) => named,
+        Ok(Err(Reason::Capacity)) => return refuse(connection, Reason::Capacity, &said, &Ok(None)).await,
+        // Whoever may go there in any case may be silent, too.
+        Ok(Err(_)) | Err(_) if connection.passes_unnamed() => Ok(None),
         Ok(Err(reason)) => return refuse(connection, reason, &said, &Ok(None)).await,
         Err(_) => return refuse(connection, Reason::PeekTimeout, &said, &Ok(None)).await,
     };
+    if let Ok(Some(name)) = &named
+        && connection.sets_headers(name)
+    {
+        return match transform::tls::serve(connection, name, &said.bytes).await {
+            Ok(()) => {}
+            Err((connection, refused)) => refuse_as(connection, refused, &said, &named).await,
+        };
+    }
     if let Err(refused) = connection.reach(&named).await {
         return refuse_as(connection, refused, &said, &named).await;
     }
-    let Some(upstream) = &connection.upstream else { return };
-    if write_all(upstream, &said.bytes).await.is_err() {
-        return connection.break_off();
-    }
-    connection.entry.sent.fetch_add(said.bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
-    drop(said);
-    connection.discharge();
-    connection.relay().await;
+    let said = said.bytes;
+    connection.go_on(said).await;
 }
 
 /// Reads until the hello is whole, or is none. An error is the reason of a refusal without a verdict.

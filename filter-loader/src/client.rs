@@ -22,7 +22,7 @@ use tokio::{net::UnixStream, runtime, time::timeout};
 use crate::{
     api::error::Refusal,
     error::ControlError,
-    protocol::{AttachRequest, MAX_DOCUMENT, SandboxId, Show, Stats, Summary},
+    protocol::{AttachRequest, Authority, MAX_DOCUMENT, SandboxId, Show, Stats, Summary},
 };
 
 /// How long an answer may take: putting a policy with a million prefixes in force takes seconds.
@@ -110,6 +110,22 @@ impl Client {
     /// See [`Self::attach`].
     pub fn doctor(&self) -> Result<Value, ControlError> {
         self.ask(Method::GET, "/v1/doctor", None::<&()>)
+    }
+
+    /// The authority that sandboxes must trust where headers are set.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub fn authority(&self) -> Result<Authority, ControlError> {
+        self.ask(Method::GET, "/v1/ca", None::<&()>)
+    }
+
+    /// Puts a new one in its place.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub fn rotate_authority(&self) -> Result<Authority, ControlError> {
+        self.ask(Method::POST, "/v1/ca/rotate", None::<&()>)
     }
 
     fn ask<T: DeserializeOwned>(

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     error::ControlError,
-    protocol::{AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest},
+    protocol::{AttachRequest, Authority, Changed, SandboxId, Show, Stats, Summary, UpdateRequest},
 };
 
 /// An answer that takes its time.
@@ -34,4 +34,8 @@ pub trait Control: Send + Sync + 'static {
     fn rotate_tokens(&self) -> Answer<'_, ()>;
     /// What only the daemon knows of its own health.
     fn doctor(&self) -> Answer<'_, Value>;
+    /// The authority that sandboxes must trust where headers are set.
+    fn authority(&self) -> Answer<'_, Authority>;
+    /// Puts a new one in its place.
+    fn rotate_authority(&self) -> Answer<'_, Authority>;
 }

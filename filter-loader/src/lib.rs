@@ -18,3 +18,4 @@ pub mod netlink;
 pub mod protocol;
 pub mod routing;
 pub mod sandboxes;
+pub mod trust;

@@ -56,5 +56,12 @@ pub struct UpdateRequest {
     pub condition: Option<Condition>,
 }
 
+/// Who passes for the hosts that headers are set for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Authority {
+    /// Its certificate, which sandboxes must trust, as PEM.
+    pub certificate: String,
+}
+
 #[cfg(test)]
 pub(crate) mod tests;

@@ -57,7 +57,7 @@ fn shared_types_lie_where_the_programs_have_them() {
     same_layout!(btf, FlowSeed { odd });
     same_layout!(btf, Closed { until, generation, rule });
     same_layout!(btf, Sandbox { tenant, slot, flags, ifindex, addr_count, mac, iface_mac, addrs });
-    same_layout!(btf, Policy { egress_connections, zero, hash });
+    same_layout!(btf, Policy { egress_connections, flags, hash });
     same_layout!(btf, Budget { active, peak, refused, inbound, zero });
     same_layout!(btf, Counters { by_reason });
     same_layout!(btf, Count { packets, bytes });

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     net,
     policy::{AllowEntry, Policy},
-    transform::HeaderValue,
+    transform::{HeaderValue, Scheme},
 };
 
 /// What stands for a header's value where people look.
@@ -132,7 +132,11 @@ impl Serialize for Document<'_> {
                     .iter()
                     .map(|(name, value)| (name.clone(), (self.header_value)(value).into()))
                     .collect();
-                (host.to_string(), json!([{ "transform": { "headers": headers } }]))
+                let mut rule = json!({ "transform": { "headers": headers } });
+                if transform.scheme == Scheme::Http {
+                    rule["scheme"] = transform.scheme.name().into();
+                }
+                (host.to_string(), json!([rule]))
             })
             .collect();
         let servers: Vec<String> = dns.servers.iter().map(IpAddr::to_string).collect();

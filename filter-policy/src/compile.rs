@@ -28,6 +28,9 @@ pub struct Compiled {
     pub precedence: Precedence,
     /// Whether connections to the inspected ports are judged by name.
     pub inspect: bool,
+    /// Whether connections to the inspected ports are looked at even where their address is allowed, because
+    /// headers are set in requests to some hosts.
+    pub watch: bool,
     /// The resolvers that are opened; none without a domain rule.
     pub resolvers: Vec<Addr>,
 }
@@ -43,6 +46,7 @@ pub fn compile(policy: &Policy, guard: &Guard) -> Compiled {
         egress_connections: policy.limits.egress_connections,
         precedence: policy.precedence,
         inspect,
+        watch: policy.has_transforms(),
         resolvers: servers.iter().copied().map(Addr::from).collect(),
     };
     if inspect {
@@ -153,6 +157,6 @@ fn rank(class: Class, precedence: Precedence) -> u8 {
         (Class::Guarded, _) => 0,
         (Class::Allowed, Precedence::AllowFirst) | (Class::Denied, Precedence::DenyFirst) => 1,
         (Class::Denied, Precedence::AllowFirst) | (Class::Allowed, Precedence::DenyFirst) => 2,
-        (Class::Unmatched | Class::Inspected | Class::Resolver | Class::Named, _) => 3,
+        (Class::Unmatched | Class::Inspected | Class::Resolver | Class::Named | Class::Watched, _) => 3,
     }
 }

@@ -23,6 +23,7 @@ mod policy;
 mod prefix;
 mod problem;
 mod read;
+mod secret;
 mod transform;
 mod validate;
 
@@ -37,4 +38,5 @@ pub use net::ALL_TRAFFIC;
 pub use policy::{AllowEntry, Defaults, Dns, DnsMode, Limits, Policy, Precedence, Quic};
 pub use prefix::Prefix;
 pub use problem::{Invalid, Problem, code};
-pub use transform::{HeaderValue, Transform};
+pub use secret::{Part, SecretName};
+pub use transform::{HeaderValue, Scheme, Transform};

@@ -9,7 +9,7 @@ use crate::{
     host::HostPattern,
     name::Name,
     net::{self, ALL_TRAFFIC},
-    transform::Transform,
+    transform::{Scheme, Transform},
 };
 
 /// What one sandbox may reach; only validation makes one.
@@ -134,6 +134,24 @@ impl Policy {
         self.allow_out.iter().any(AllowEntry::is_domain)
     }
 
+    /// Whether headers are set in requests to any host.
+    pub fn has_transforms(&self) -> bool {
+        self.rules.values().any(Transform::changes_something)
+    }
+
+    /// Whether headers are set in any requests in the clear.
+    pub fn has_transforms_in_clear(&self) -> bool {
+        self.rules.values().any(|transform| transform.changes_something() && transform.scheme == Scheme::Http)
+    }
+
+    /// What is changed in requests to this host: an exact rule before a wildcard, a longer wildcard before a
+    /// shorter one, `*` last. Rules are not merged: one that changes nothing keeps a wider one from the host.
+    pub fn transform(&self, name: &Name) -> Option<&Transform> {
+        let matching = self.rules.iter().filter(|(host, _)| host.matches(name));
+        let closest = matching.max_by_key(|(host, _)| host.specificity());
+        closest.map(|(_, transform)| transform).filter(|transform| transform.changes_something())
+    }
+
     /// The index in `allowOut` of the entry that allows this name: an exact one before a wildcard, a
     /// longer wildcard before a shorter one, `*` last, and the first of equals.
     pub fn match_name(&self, name: &Name) -> Option<usize> {
@@ -157,7 +175,7 @@ impl Policy {
             // The rule that `compile` adds after those of `denyOut`.
             Class::Denied => (!self.allow_internet_access && number == self.deny_out.len())
                 .then(|| "/allowInternetAccess".to_owned()),
-            Class::Guarded | Class::Unmatched | Class::Inspected | Class::Resolver => None,
+            Class::Guarded | Class::Unmatched | Class::Inspected | Class::Resolver | Class::Watched => None,
         }
     }
 

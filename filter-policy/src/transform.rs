@@ -1,11 +1,17 @@
 //! Headers that the filter sets in requests to a host.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use zeroize::Zeroizing;
 
 use crate::{
     host::HostPattern,
     problem::code,
     read::{At, Node, Problems},
+    secret::{self, Part, SecretName},
 };
 
 const MAX_HOSTS: usize = 10;
@@ -13,6 +19,7 @@ const MAX_HOST: usize = 128;
 const MAX_HEADERS: usize = 20;
 const MAX_HEADER_NAME: usize = 64;
 const MAX_HEADER_VALUE: usize = 2048;
+const MAX_SECRETS: usize = 32;
 
 /// Names that frame a message or are about one connection only (RFC 9110 section 7.6.1), and the
 /// name that routes it: setting them would let a policy contradict what the filter itself sends.
@@ -24,18 +31,69 @@ const FORBIDDEN_HEADERS: [&str; 8] =
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Transform {
+    /// In requests by which scheme.
+    pub scheme: Scheme,
     /// Headers that are set, by their names in lower case.
     pub headers: BTreeMap<String, HeaderValue>,
 }
 
+/// In requests by which scheme headers are set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Scheme {
+    /// `https`: over TLS, to a server that has proved who it is.
+    #[default]
+    Https,
+    /// `http`: in the clear as well, for anybody on the way to see.
+    Http,
+}
+
 /// The value of a header: likely a secret, so that it is never printed by accident.
 #[derive(Clone, PartialEq, Eq)]
-pub struct HeaderValue(String);
+pub struct HeaderValue {
+    text: Zeroizing<String>,
+    parts: Vec<Part>,
+}
+
+impl Transform {
+    /// Whether a request is any other for it.
+    pub fn changes_something(&self) -> bool {
+        !self.headers.is_empty()
+    }
+
+    fn secrets(&self) -> BTreeSet<&SecretName> {
+        self.headers.values().flat_map(HeaderValue::secrets).collect()
+    }
+}
+
+impl Scheme {
+    pub(crate) const WORDS: &[(&str, Self)] = &[("https", Self::Https), ("http", Self::Http)];
+
+    /// The word in the document.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        }
+    }
+}
 
 impl HeaderValue {
-    /// The value in clear.
+    /// The value in clear, with the names of secrets where secrets belong.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// What the value is put together from.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The secrets that it names.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretName> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Secret(name) => Some(name),
+            Part::Text(_) => None,
+        })
     }
 }
 
@@ -45,7 +103,7 @@ impl fmt::Debug for HeaderValue {
     }
 }
 
-/// Reads `rules`: a map from host to a list of at most one `{transform: {headers: {…}}}`.
+/// Reads `rules`: a map from host to a list of at most one `{transform: {headers: {…}}, scheme}`.
 pub(crate) fn read_rules(
     node: &Node<'_>,
     problems: &mut Problems,
@@ -87,9 +145,16 @@ fn read_host_rules(list: &Node<'_>, problems: &mut Problems) -> Option<Transform
     let mut count = 0;
     for rule in list.items(problems)? {
         count += 1;
-        if let Some(fields) = rule.fields(&["transform"], problems) {
-            fields.read("transform", &mut transform, problems, read_transform);
+        if let Some(fields) = rule.fields(&["transform", "scheme"], problems) {
+            fields.read("transform", &mut transform.headers, problems, read_transform);
+            fields.read("scheme", &mut transform.scheme, problems, |node, problems| {
+                node.choice(Scheme::WORDS, problems)
+            });
         }
+    }
+    if transform.secrets().len() > MAX_SECRETS {
+        let message = format!("the headers of a host name at most {MAX_SECRETS} secrets");
+        problems.add(&list.at, code::OUT_OF_RANGE, message);
     }
     if count > 1 {
         problems.add(&list.at, code::OUT_OF_RANGE, "a host has at most 1 transform");
@@ -97,11 +162,11 @@ fn read_host_rules(list: &Node<'_>, problems: &mut Problems) -> Option<Transform
     Some(transform)
 }
 
-fn read_transform(node: &Node<'_>, problems: &mut Problems) -> Option<Transform> {
-    let mut transform = Transform::default();
+fn read_transform(node: &Node<'_>, problems: &mut Problems) -> Option<BTreeMap<String, HeaderValue>> {
+    let mut headers = BTreeMap::new();
     let fields = node.fields(&["headers"], problems)?;
-    fields.read("headers", &mut transform.headers, problems, read_headers);
-    Some(transform)
+    fields.read("headers", &mut headers, problems, read_headers);
+    Some(headers)
 }
 
 fn read_headers(node: &Node<'_>, problems: &mut Problems) -> Option<BTreeMap<String, HeaderValue>> {
@@ -148,7 +213,15 @@ fn read_header_value(node: &Node<'_>, problems: &mut Problems) -> Option<HeaderV
         problems.add(&node.at, code::INVALID_HEADER, "a header value has no control characters");
         return None;
     }
-    Some(HeaderValue(value.to_owned()))
+    match secret::split(value) {
+        Ok(parts) => Some(HeaderValue { text: value.to_owned().into(), parts }),
+        Err(secret::BadName) => {
+            let message = "a secret is named `${secrets.NAME}`, where NAME is 1 to 128 of A-Z, a-z, 0-9, `-`, `_` \
+                and `.`, and begins with none of `.`";
+            problems.add(&node.at, code::INVALID_HEADER, message);
+            None
+        }
+    }
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.

@@ -178,7 +178,7 @@ fn unknown_fields_are_named_at_every_level() {
         (json!({ "a/b~c": 1 }), "/a~1b~0c", "a/b~c"),
         (json!({ "limits": { "x": 1 } }), "/limits/x", "x"),
         (json!({ "dns": { "server": 1 } }), "/dns/server", "server"),
-        (json!({ "rules": { "a.b": [{ "scheme": "http" }] } }), "/rules/a.b/0/scheme", "scheme"),
+        (json!({ "rules": { "a.b": [{ "port": 80 }] } }), "/rules/a.b/0/port", "port"),
         (
             json!({ "rules": { "a.b": [{ "transform": { "body": 1 } }] } }),
             "/rules/a.b/0/transform/body",
@@ -404,4 +404,27 @@ fn a_problem_serialises_as_clients_read_it() {
         json!([{ "code": "invalid_denied_cidr", "message": "invalid denied CIDR x", "pointer": "/denyOut/0" }])
     );
     assert_eq!(invalid.to_string(), "/denyOut/0: invalid denied CIDR x");
+}
+
+#[test]
+fn secrets_are_few_and_their_names_are_files() {
+    let many = |count: usize| {
+        let value =
+            |header: usize| (0..4).map(|n| format!("${{secrets.s{}}}", header * 4 + n)).collect::<String>();
+        let headers: Value = (0..count / 4).map(|n| (format!("x-{n}"), json!(value(n)))).collect();
+        rule(headers)
+    };
+    assert_eq!(policy(many(32)).rules.len(), 1);
+    refused(
+        many(36),
+        &[("/rules/api.test", code::OUT_OF_RANGE, "the headers of a host name at most 32 secrets")],
+    );
+    let often: Value =
+        (0..20).map(|n| (format!("x-{n}"), json!("${secrets.same} ${e2b.secrets.same}"))).collect();
+    assert_eq!(policy(rule(often)).rules.len(), 1);
+    for value in ["${secrets.}", "${secrets.../x}", "${secrets..hidden}", "${e2b.secrets.a", "${secrets.a b}"]
+    {
+        let at = "/rules/api.test/0/transform/headers/x-a";
+        refused_as(rule(json!({ "x-a": value })), at, code::INVALID_HEADER);
+    }
 }

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::crypto::ring;
-use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
@@ -84,15 +85,8 @@ impl Ca {
         Ok((leaf.pem(), key.serialize_pem()))
     }
 
-    fn key_for(&self, name: &str) -> Result<CertifiedKey> {
-        let key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
-        let private = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Ok(CertifiedKey::from_der(vec![leaf.der().clone()], private, &ring::default_provider())?)
-    }
-
     /// What a server has that answers for every name.
-    pub(crate) fn server_config(&self) -> Result<ServerConfig> {
+    pub fn server_config(&self) -> Result<ServerConfig> {
         let resolver = Arc::new(EveryName { ca: self.clone(), keys: Mutex::default() });
         Ok(ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -100,14 +94,22 @@ impl Ca {
             .with_cert_resolver(resolver))
     }
 
-    fn client_config(&self) -> Result<Arc<ClientConfig>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone())?;
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Arc::new(config))
+    pub(crate) fn key_for(&self, name: &str) -> Result<CertifiedKey> {
+        self.sign(CertificateParams::new(vec![name.to_owned()])?)
+    }
+
+    /// A key whose certificate has expired.
+    pub(crate) fn old_key_for(&self, name: &str) -> Result<CertifiedKey> {
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<CertifiedKey> {
+        let key = KeyPair::generate()?;
+        let leaf = params.signed_by(&key, &*self.0)?;
+        let private = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Ok(CertifiedKey::from_der(vec![leaf.der().clone()], private, &ring::default_provider())?)
     }
 
     /// Connects from `netns`, asks for `name` and checks that it is who answers.
@@ -118,15 +120,40 @@ impl Ca {
         name: &str,
         timeout: Duration,
     ) -> Result<TlsClient> {
-        let mut stream = netns.tcp_connect(to, timeout).result.context("no connection")?;
-        stream.set_nodelay(true)?;
-        let name = ServerName::try_from(name.to_owned()).context("that is no server name")?;
-        let mut tls = ClientConnection::new(self.client_config()?, name)?;
-        while tls.is_handshaking() {
-            tls.complete_io(&mut stream).context("no handshake")?;
-        }
-        Ok(StreamOwned::new(tls, stream))
+        connect(netns, to, name, &self.pem(), timeout)
     }
+}
+
+/// Connects from `netns`, asks for `name`, and checks that it is who answers, as a client that trusts the
+/// certificate `pem` alone.
+pub fn connect(
+    netns: &Netns,
+    to: impl Into<SocketAddr>,
+    name: &str,
+    pem: &str,
+    timeout: Duration,
+) -> Result<TlsClient> {
+    let config = client_config(pem)?;
+    let mut stream = netns.tcp_connect(to, timeout).result.context("no connection")?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(timeout))?;
+    let name = ServerName::try_from(name.to_owned()).context("that is no server name")?;
+    let mut tls = ClientConnection::new(config, name)?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream).context("no handshake")?;
+    }
+    Ok(StreamOwned::new(tls, stream))
+}
+
+/// How a client speaks TLS that trusts the certificate `pem` alone.
+pub fn client_config(pem: &str) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem.as_bytes())?)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
 }
 
 impl TlsServer {

@@ -113,7 +113,7 @@ impl Forwarder {
 fn is_open(rules: &Rules, flow: &Flow) -> bool {
     match evaluate(&rules.compiled, flow.destination.ip().into()).class() {
         Class::Resolver | Class::Allowed | Class::Unmatched => true,
-        Class::Denied | Class::Guarded | Class::Inspected | Class::Named => false,
+        Class::Denied | Class::Guarded | Class::Inspected | Class::Named | Class::Watched => false,
     }
 }
 

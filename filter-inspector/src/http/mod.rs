@@ -11,6 +11,6 @@ mod head;
 pub(crate) mod proxy;
 #[cfg(test)]
 mod proxy_tests;
-mod refusal;
+pub(crate) mod refusal;
 pub mod request;
 pub mod response;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     connection::{Connection, Refused, write_all},
     host::Host,
-    relay,
+    relay, transform,
 };
 
 /// A buffer that is kept while no request is there is no larger than that.
@@ -29,6 +29,9 @@ const KEPT: usize = 4 * 1024;
 /// Serves a connection.
 pub(crate) async fn serve<H: Host>(connection: Connection<H>) {
     let deadline = Instant::now() + connection.shared.settings.peek_timeout;
+    if connection.is_nobodys_business() {
+        return connection.pass().await;
+    }
     Proxy { connection, inbox: Vec::new(), back: Vec::new() }.serve(deadline).await;
 }
 
@@ -55,6 +58,10 @@ impl<H: Host> Proxy<H> {
             Err(why) => return self.object(why, None).await,
         };
         loop {
+            if self.connection.sets_headers_in_clear(&request.name) {
+                self.connection.leave_upstream();
+                return transform::serve_clear(self.connection, self.inbox).await;
+            }
             if let Err(refused) = self.aim(&request).await {
                 return self.refuse(Why::Denied(refused.reason), refused, Some(&request)).await;
             }
@@ -219,10 +226,7 @@ impl<H: Host> Proxy<H> {
         let name = request.and_then(|request| request.name.as_ref().ok()).and_then(Option::as_ref);
         let bytes = request.map_or(self.inbox.len(), |request| request.head_len);
         self.connection.tell_refused(refused, name, bytes);
-        let rules = self.connection.shared.host.rules(self.connection.tenant());
-        let pointer = rules
-            .filter(|rules| rules.generation == refused.generation)
-            .and_then(|rules| rules.policy.rule_pointer(refused.rule));
+        let pointer = self.connection.pointer(&refused);
         let bodiless = request.is_some_and(|request| request.method == Method::Head);
         let response = refusal::response(why, pointer.as_deref(), name, bodiless);
         self.inbox = Vec::new();

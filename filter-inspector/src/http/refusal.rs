@@ -17,6 +17,12 @@ pub(crate) enum Why {
     BadBody,
     /// So can the response.
     BadResponse,
+    /// It is for another host than the one that the connection was opened for.
+    Misdirected,
+    /// It asks to be shown itself, with the headers that were set in it.
+    Trace,
+    /// The server is not to be believed, and why.
+    Untrusted(&'static str),
 }
 
 impl Why {
@@ -25,13 +31,18 @@ impl Why {
         match self {
             Self::Denied(reason) => reason,
             Self::BadRequest(bad) => bad.reason(),
-            Self::BadBody | Self::BadResponse => Reason::BadRequest,
+            Self::BadBody | Self::BadResponse | Self::Misdirected | Self::Trace => Reason::BadRequest,
+            Self::Untrusted(_) => Reason::UpstreamTls,
         }
     }
 
-    fn status(self) -> u16 {
+    pub(crate) fn status(self) -> u16 {
         match self {
-            Self::Denied(Reason::Unresolved) | Self::BadResponse => 502,
+            Self::Denied(Reason::Unresolved | Reason::NoSecret | Reason::UpstreamTls)
+            | Self::BadResponse
+            | Self::Untrusted(_) => 502,
+            Self::Misdirected => 421,
+            Self::Trace => 405,
             Self::Denied(Reason::Capacity) => 503,
             Self::Denied(Reason::PeekTimeout) => 408,
             Self::Denied(_) => 403,
@@ -42,7 +53,7 @@ impl Why {
 
     fn error(self) -> &'static str {
         match (self, self.status()) {
-            (Self::BadRequest(_) | Self::BadBody, _) => "bad_request",
+            (Self::BadRequest(_) | Self::BadBody | Self::Misdirected | Self::Trace, _) => "bad_request",
             (_, 408) => "timeout",
             (_, 502) => "bad_gateway",
             (_, 503) => "unavailable",
@@ -56,6 +67,9 @@ impl Why {
             Self::BadRequest(bad) => bad.explanation(),
             Self::BadBody => "The chunks of the body are malformed.",
             Self::BadResponse => "The server's response can be read in more than one way.",
+            Self::Misdirected => "Open another connection: a request's host is that of its connection.",
+            Self::Trace => "TRACE is not passed on where headers are set.",
+            Self::Untrusted(why) => why,
             Self::Denied(reason) => match (reason, host) {
                 (Reason::NameNotAllowed, Some(host)) => {
                     return format!("Add \"{host}\" to allowOut in the sandbox's network policy.");
@@ -69,6 +83,10 @@ impl Why {
                 }
                 (Reason::Unresolved, _) => "The name is allowed, but no address of it answers.",
                 (Reason::Capacity, _) => "The sandbox has too many connections at once; try again later.",
+                (Reason::NoSecret, _) => {
+                    "A header of the host's rule names a secret that the operator has not put into \
+                     [transform].secrets_dir."
+                }
                 (Reason::PeekTimeout, _) => "The request did not arrive in time.",
                 (Reason::Revoked, _) => "The sandbox's network policy is no longer in force.",
                 _ => "The sandbox's network policy does not allow it.",
@@ -78,10 +96,8 @@ impl Why {
     }
 }
 
-/// A whole response, after which the connection is closed. `rule` is the JSON pointer of the entry that
-/// decided; `bodiless` is for a request whose response has no body.
-pub(crate) fn response(why: Why, rule: Option<&str>, host: Option<&Name>, bodiless: bool) -> Vec<u8> {
-    let status = why.status();
+/// What a client is told. `rule` is the JSON pointer of the entry that decided.
+pub(crate) fn body(why: Why, rule: Option<&str>, host: Option<&Name>) -> String {
     let body = json!({
         "error": why.error(),
         "reason": why.reason().name(),
@@ -89,7 +105,14 @@ pub(crate) fn response(why: Why, rule: Option<&str>, host: Option<&Name>, bodile
         "host": host.map(Name::as_str),
         "hint": why.hint(host),
     });
-    let body = format!("{body}\n");
+    format!("{body}\n")
+}
+
+/// A whole response, after which the connection is closed. `bodiless` is for a request whose response has no
+/// body.
+pub(crate) fn response(why: Why, rule: Option<&str>, host: Option<&Name>, bodiless: bool) -> Vec<u8> {
+    let status = why.status();
+    let body = body(why, rule, host);
     let mut response = format!(
         "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Cache-Control: no-store\r\nConnection: close\r\n\r\n",
@@ -106,8 +129,10 @@ fn phrase(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
         403 => "Forbidden",
+        405 => "Method Not Allowed",
         408 => "Request Timeout",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",
@@ -159,6 +184,10 @@ mod tests {
             (Why::BadRequest(BadRequest::Connect), 403, "bad_request"),
             (Why::BadBody, 400, "bad_request"),
             (Why::BadResponse, 502, "bad_gateway"),
+            (Why::Misdirected, 421, "bad_request"),
+            (Why::Trace, 405, "bad_request"),
+            (Why::Untrusted("It has expired."), 502, "bad_gateway"),
+            (Why::Denied(Reason::NoSecret), 502, "bad_gateway"),
         ] {
             let (head, body) = split(&response(why, None, None, false));
             assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{why:?}");

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::ControlError,
-    protocol::{AttachRequest, Change, SandboxId, Show, Stats, Summary, UpdateRequest, etag},
+    protocol::{AttachRequest, Authority, Change, SandboxId, Show, Stats, Summary, UpdateRequest, etag},
 };
 
 /// The id in a path of these routes: what no sandbox can be called is not well-formed.
@@ -190,6 +190,23 @@ pub async fn rotate_tokens(State(api): State<Arc<Api>>) -> Result<StatusCode, Ap
 ))]
 pub async fn doctor(State(api): State<Arc<Api>>) -> Result<Json<Value>, ApiError> {
     Ok(Json(api.control.doctor().await?))
+}
+
+/// The certificate that sandboxes must trust where headers are set in their requests.
+#[utoipa::path(get, path = "/v1/ca", tag = "daemon", responses(
+    (status = 200, description = "This is", body = Authority),
+))]
+pub async fn authority(State(api): State<Arc<Api>>) -> Result<Json<Authority>, ApiError> {
+    Ok(Json(api.control.authority().await?))
+}
+
+/// Replace it. Sandboxes that trust the old one get no further until they are given the new one.
+#[utoipa::path(post, path = "/v1/ca/rotate", tag = "daemon", responses(
+    (status = 200, description = "The new one", body = Authority),
+    (status = 500, description = "It cannot be made or written down; the old one is used on", body = Refusal),
+))]
+pub async fn rotate_authority(State(api): State<Arc<Api>>) -> Result<Json<Authority>, ApiError> {
+    Ok(Json(to_the_end(async move { api.control.rotate_authority().await }).await?))
 }
 
 /// A release.

@@ -43,6 +43,8 @@ pub(super) fn routes(for_operator: bool) -> (Router<Arc<Api>>, OpenApi) {
             .routes(routes!(attachments::stats))
             .routes(routes!(attachments::rotate_tokens))
             .routes(routes!(attachments::doctor))
+            .routes(routes!(attachments::authority))
+            .routes(routes!(attachments::rotate_authority))
             .routes(routes!(attachments::version));
     }
     router.split_for_parts()

@@ -76,6 +76,9 @@ pub enum Command {
     RotateTokens(SocketArgs),
     /// Validate a policy and print its compiled form; needs no daemon and no privileges
     Check(CheckArgs),
+    /// The authority that sandboxes must trust where headers are set in their requests
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Examine the kernel, the privileges, and what is attached and enforced
     Doctor(SocketArgs),
     /// Remove every program, map, rule and route of the filter from this host
@@ -172,6 +175,15 @@ pub struct CheckArgs {
     /// The policy.
     #[command(flatten)]
     pub policy: PolicyArgs,
+}
+
+/// `ca`
+#[derive(Subcommand, Debug)]
+pub enum CaCommand {
+    /// Print its certificate, as PEM
+    Export(SocketArgs),
+    /// Replace it by a new one, and print that one's certificate; sandboxes must be given it
+    Rotate(SocketArgs),
 }
 
 /// `cleanup`

@@ -111,7 +111,7 @@ const fn verdict(class: Class) -> &'static str {
         // What names may open after all stands in `inspect`.
         Class::Denied | Class::Inspected => "deny",
         Class::Resolver => "dns",
-        Class::Guarded | Class::Named => "guarded",
+        Class::Guarded | Class::Named | Class::Watched => "guarded",
     }
 }
 

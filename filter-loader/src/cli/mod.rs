@@ -22,7 +22,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use serde_json::Value;
 
 use self::{
-    args::{AttachArgs, Cli, Command, SocketArgs, UpdateArgs},
+    args::{AttachArgs, CaCommand, Cli, Command, SocketArgs, UpdateArgs},
     output::{Detached, Printer, Rotated},
 };
 use crate::{client::Client, config::Config, error::ControlError, protocol::AttachRequest};
@@ -100,6 +100,8 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
             printer.print(&Rotated { rotated: true })
         }
         Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
+        Command::Ca(CaCommand::Export(socket)) => printer.print(&client(socket)?.authority()?),
+        Command::Ca(CaCommand::Rotate(socket)) => printer.print(&client(socket)?.rotate_authority()?),
         Command::Doctor(socket) => {
             let config = config()?;
             let path = socket.socket.unwrap_or_else(|| config.paths.socket.clone());

@@ -13,7 +13,7 @@ use super::{
     output::{Detached, Human, Rotated, Style},
     table::{Table, printable},
 };
-use crate::protocol::{Connections, Counters, Identity, Show, Stats, Summary, Tokens};
+use crate::protocol::{Authority, Connections, Counters, Identity, Show, Stats, Summary, Tokens};
 
 impl Human for Vec<Summary> {
     fn human(&self, out: &mut dyn Write, style: Style) -> io::Result<()> {
@@ -31,6 +31,12 @@ impl Human for Vec<Summary> {
             ]);
         }
         table.write(out, style)
+    }
+}
+
+impl Human for Authority {
+    fn human(&self, out: &mut dyn Write, _: Style) -> io::Result<()> {
+        out.write_all(self.certificate.as_bytes())
     }
 }
 

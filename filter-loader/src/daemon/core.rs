@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use filter_common::layout::{self, MAX_ADDRS, PolicyWord, sandbox_flags};
 use filter_common::{Addr, Reason};
+use filter_inspector::transform::Transformer;
 use filter_policy::{Guard, Policy};
 use serde_json::Value;
 use tokio::runtime::Handle;
@@ -48,6 +49,8 @@ pub struct Core {
     pub ingress: Ingress,
     /// What sandboxes' secrets are derived from.
     pub seed: TokenSeed,
+    /// What sets headers in requests.
+    pub transformer: Arc<Transformer>,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -68,10 +71,12 @@ impl Core {
         netlink: Netlink,
         state: StateDir,
         seed: TokenSeed,
+        transformer: Arc<Transformer>,
         guard: Guard,
     ) -> Self {
         Self {
             seed,
+            transformer,
             config,
             kernel,
             netlink,
@@ -101,9 +106,7 @@ impl Core {
     /// Everything that is wrong with it.
     pub fn policy(&self, document: Option<Value>) -> Result<Policy, ControlError> {
         let document = document.unwrap_or_else(|| self.config.defaults.policy.clone());
-        let policy = Policy::from_value(document, &self.config.defaults.fields)?;
-        supported(&policy)?;
-        Ok(policy)
+        Ok(Policy::from_value(document, &self.config.defaults.fields)?)
     }
 
     /// Puts an interface under a policy. When this returns the policy is enforced.
@@ -506,7 +509,7 @@ impl Core {
     /// A policy compiled for this host as it is now; the way to the inspector is open if that is needed.
     pub(super) fn template(&self, policy: impl Into<Arc<Policy>>) -> Result<Arc<Template>, ControlError> {
         let template = self.templates.of(&policy.into(), &self.guard());
-        if template.compiled.inspect {
+        if template.compiled.inspect || template.compiled.watch {
             self.open_way_to_inspector()?;
         }
         Ok(template)
@@ -519,14 +522,6 @@ impl Core {
     pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
     }
-}
-
-/// Refuses what is understood but cannot be enforced yet. Attaching it would promise what is not kept.
-fn supported(policy: &Policy) -> Result<(), ControlError> {
-    if policy.rules.is_empty() {
-        return Ok(());
-    }
-    Err(ControlError::not_supported("rules: header transforms are not supported yet; remove them"))
 }
 
 fn host(error: std::io::Error) -> ControlError {

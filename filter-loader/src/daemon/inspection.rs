@@ -102,7 +102,7 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     };
     let resolver = resolver(core)?;
     let hosted = Arc::new(Hosted { core: Arc::downgrade(core), told });
-    let inspector = Inspector::new(hosted.clone(), resolver, settings);
+    let inspector = Inspector::new(hosted.clone(), resolver, core.transformer.clone(), settings);
     let forwarder = inspector.forwarder().clone();
 
     let workers = available_parallelism().map_or(1, NonZero::get);

@@ -21,6 +21,7 @@ mod serving;
 pub mod state;
 pub mod templates;
 pub mod tokens;
+mod transforms;
 
 pub use cleanup::cleanup;
 pub use core::Core;

@@ -19,7 +19,7 @@ use super::registry::Sandbox;
 use super::serving::{keeper, serve_api};
 use super::state::StateDir;
 use super::tokens::TokenSeed;
-use super::{cut, events, guard, ingress, inspection};
+use super::{cut, events, guard, ingress, inspection, transforms};
 use crate::config::Config;
 use crate::config::sections::Attach;
 use crate::error::{ControlError, ErrorCode};
@@ -63,6 +63,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(ControlError::failed("the daemon loads programs into the kernel; run it as root"));
     }
+    transforms::leave_no_core();
     let state = StateDir::open(&config.paths.state_dir)?;
     mount_bpffs(&config.paths.bpffs_dir)?;
     let failed =
@@ -80,7 +81,8 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     let journal = journal.map_err(failed("cannot write [events].jsonl"))?;
     let socket = config.paths.socket.clone();
     let seed = TokenSeed::open(&config.paths.state_dir)?;
-    let core = Arc::new(Core::new(config, kernel, netlink, state, seed, guard));
+    let transformer = Arc::new(transforms::transformer(&config)?);
+    let core = Arc::new(Core::new(config, kernel, netlink, state, seed, transformer, guard));
 
     let (told, inspected) = events::inspected();
     let mut inspector = inspection::start(&core, told)?;
@@ -100,6 +102,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         }
         // It can judge nobody before everybody is known.
         inspector.open(&core)?;
+        blocking(&core, Core::publish_authority).await?;
         let sandboxes = Arc::new(keeper(&core)?);
         sandboxes.resume().await?;
         let (stop_serving, told) = watch::channel(false);

@@ -15,7 +15,7 @@ use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
 use crate::limits::Limiter;
-use crate::protocol::{AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest};
+use crate::protocol::{AttachRequest, Authority, Changed, SandboxId, Show, Stats, Summary, UpdateRequest};
 use crate::sandboxes::{Allowance, Sandboxes, provider};
 
 /// The keeper of the sandboxes that the API makes, with the configured provider.
@@ -114,5 +114,13 @@ impl Control for Service {
 
     fn doctor(&self) -> Answer<'_, Value> {
         self.run(crate::doctor::of_daemon)
+    }
+
+    fn authority(&self) -> Answer<'_, Authority> {
+        self.run(|core| Ok(core.authority()))
+    }
+
+    fn rotate_authority(&self) -> Answer<'_, Authority> {
+        self.run(Core::rotate_authority)
     }
 }

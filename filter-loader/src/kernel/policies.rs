@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use aya::maps::{Array, Map, MapData};
-use filter_common::layout::{MAX_POLICIES, Policy};
+use filter_common::layout::{MAX_POLICIES, Policy, policy_flags};
 use filter_common::{Class, RuleWord};
 use filter_policy::{Compiled, Prefix};
 
@@ -272,7 +272,8 @@ impl Shared {
                 })?;
             }
         }
-        self.set_numbers(slot, Policy { egress_connections: compiled.egress_connections, zero: 0, hash })
+        let flags = if compiled.watch { policy_flags::WATCHED } else { 0 };
+        self.set_numbers(slot, Policy { egress_connections: compiled.egress_connections, flags, hash })
     }
 
     fn set_numbers(&self, slot: u32, numbers: Policy) -> Result<(), KernelError> {
@@ -302,7 +303,7 @@ fn clear(shared: &Shared, cleared: &[u32]) -> Result<(), KernelError> {
         return Ok(());
     }
     for slot in cleared {
-        shared.set_numbers(*slot, Policy { egress_connections: 0, zero: 0, hash: [0; 32] })?;
+        shared.set_numbers(*slot, Policy { egress_connections: 0, flags: 0, hash: [0; 32] })?;
     }
     let guarded: Vec<(u32, &Trie)> = cleared.iter().map(|slot| (*slot, &shared.guard)).collect();
     trie::publish(shared.outer.fd().as_fd(), &guarded)?;

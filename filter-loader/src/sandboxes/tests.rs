@@ -12,7 +12,7 @@ use crate::{
     control::Answer,
     error::ErrorCode,
     limits::Limiter,
-    protocol::{AttachRequest, Show, Stats, Summary, Tokens, tests::show},
+    protocol::{AttachRequest, Authority, Show, Stats, Summary, Tokens, tests::show},
     sandboxes::provider::Order,
 };
 
@@ -112,6 +112,14 @@ impl Control for FakeControl {
 
     fn doctor(&self) -> Answer<'_, Value> {
         Box::pin(async { Ok(json!([])) })
+    }
+
+    fn authority(&self) -> Answer<'_, Authority> {
+        Box::pin(async { Ok(Authority { certificate: "the certificate".to_owned() }) })
+    }
+
+    fn rotate_authority(&self) -> Answer<'_, Authority> {
+        self.authority()
     }
 }
 

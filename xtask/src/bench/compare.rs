@@ -19,6 +19,8 @@ pub enum Contender {
     Nginx,
     /// HAProxy, to which nftables redirects.
     Haproxy,
+    /// mitmproxy, to which nftables redirects.
+    Mitmproxy,
 }
 
 impl Contender {
@@ -26,7 +28,7 @@ impl Contender {
     pub fn is_peer(self) -> bool {
         match self {
             Self::Nothing | Self::Filter => false,
-            Self::Nftables | Self::Nginx | Self::Haproxy => true,
+            Self::Nftables | Self::Nginx | Self::Haproxy | Self::Mitmproxy => true,
         }
     }
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Contender {
             Self::Nftables => "nftables",
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
+            Self::Mitmproxy => "mitmproxy",
         })
     }
 }

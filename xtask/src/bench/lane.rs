@@ -70,7 +70,9 @@ impl Lane {
                 }
                 Filter::Nftables(nft)
             }
-            Contender::Nginx | Contender::Haproxy => bail!("{contender} does not judge addresses"),
+            Contender::Nginx | Contender::Haproxy | Contender::Mitmproxy => {
+                bail!("{contender} does not judge addresses")
+            }
         };
         Ok(Self { filter, sandbox, topology })
     }

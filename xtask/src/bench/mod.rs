@@ -29,6 +29,7 @@ mod prefixes;
 mod report;
 mod sys;
 mod tcp;
+mod transforms;
 
 /// Options of the benches.
 #[derive(clap::Args)]
@@ -45,6 +46,8 @@ enum Bench {
     Names(names::Args),
     /// Requests to sandboxes at their public URLs: asked directly, and through this gateway, nginx and HAProxy
     Gateway(gateway::Args),
+    /// Requests that a header is set in: no filter, this filter, nginx, HAProxy and mitmproxy side by side
+    Transforms(transforms::Args),
     /// Making, updating and ending sandboxes through the API, by how many there are; memory of an idle one
     Control(control::Args),
 }
@@ -83,6 +86,7 @@ impl Bench {
             Self::Dataplane(args) => args.options(),
             Self::Names(args) => args.options(),
             Self::Gateway(args) => args.options(),
+            Self::Transforms(args) => args.options(),
             Self::Control(args) => args.options(),
         }
     }
@@ -92,6 +96,7 @@ impl Bench {
             Self::Dataplane(args) => dataplane::run(args, binary),
             Self::Names(args) => names::run(args, binary),
             Self::Gateway(args) => gateway::run(args, binary),
+            Self::Transforms(args) => transforms::run(args, binary),
             Self::Control(args) => control::run(args, binary),
         }
     }

@@ -102,7 +102,8 @@ impl Report {
         let peers: Vec<_> = self.contenders.iter().filter(|who| who.is_peer()).collect();
         let peers = match peers.as_slice() {
             [one] => one.to_string(),
-            _ => "both".to_owned(),
+            [_, _] => "both".to_owned(),
+            _ => "all".to_owned(),
         };
         let parts = [
             ratio.map(|ratio| format!("{sign} {ratio:.2}")),

@@ -1,6 +1,6 @@
 //! The operator's program: how microVMs and containers are plugged in.
 //!
-//! `COMMAND create` gets `{sandboxID, templateID, metadata, envVars}` on standard input and prints
+//! `COMMAND create` gets `{sandboxID, templateID, metadata, envVars, caCertificate, caBundle}` on standard input and prints
 //! `{iface, addrs}` (and `mac`, where it knows it); `COMMAND destroy` gets `{sandboxID, iface}`. It ends with 0, or
 //! with its message on standard error. Whatever takes too long is killed, its children too.
 
@@ -28,6 +28,7 @@ use crate::{
     netlink::Netlink,
     protocol::{Addrs, Mac, SandboxId},
     sandboxes::record::Port,
+    trust::Trust,
 };
 
 /// How long the program has.
@@ -46,12 +47,13 @@ pub struct Exec {
     /// To put interfaces up; none where interfaces are nobody's business.
     netlink: Option<Netlink>,
     patience: Duration,
+    trust: Trust,
 }
 
 impl Exec {
     /// A provider that runs `command`.
-    pub fn new(command: PathBuf, netlink: Option<Netlink>) -> Self {
-        Self { command, netlink, patience: PATIENCE }
+    pub fn new(command: PathBuf, netlink: Option<Netlink>, trust: Trust) -> Self {
+        Self { command, netlink, patience: PATIENCE, trust }
     }
 
     async fn make(&self, order: &Order) -> Result<Port, ControlError> {
@@ -60,6 +62,8 @@ impl Exec {
             "templateID": order.template_id,
             "metadata": order.metadata,
             "envVars": order.env_vars,
+            "caCertificate": self.trust.certificate(),
+            "caBundle": self.trust.bundle(),
         });
         let printed = self.run("create", &input).await?;
         let made: Made = serde_json::from_slice(&printed).map_err(|error| {
@@ -221,13 +225,17 @@ mod tests {
     use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, time::Instant};
 
     use super::*;
+    use crate::config::Config;
 
     fn provider(script: &str) -> (tempfile::TempDir, Exec) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("provider");
         fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-        let exec = Exec { patience: Duration::from_millis(800), ..Exec::new(path, None) };
+        let exec = Exec {
+            patience: Duration::from_millis(800),
+            ..Exec::new(path, None, Trust::of(&Config::default()))
+        };
         (dir, exec)
     }
 
@@ -252,7 +260,11 @@ mod tests {
         };
         assert_eq!(
             asked("create"),
-            json!({ "sandboxID": "abc", "templateID": "base", "metadata": { "a": "b" }, "envVars": {} })
+            json!({
+                "sandboxID": "abc", "templateID": "base", "metadata": { "a": "b" }, "envVars": {},
+                "caCertificate": "/run/sandbox-filter/trust/ssl/sandbox-filter-ca.pem",
+                "caBundle": "/run/sandbox-filter/trust/ssl/certs/ca-certificates.crt",
+            })
         );
         assert_eq!(asked("destroy"), json!({ "sandboxID": "abc", "iface": "tap7" }));
     }
@@ -270,7 +282,7 @@ mod tests {
             let error = exec.create(order(), None).await.unwrap_err();
             assert!(error.message.contains(why), "{script}: {}", error.message);
         }
-        let missing = Exec::new("/nowhere/at/all".into(), None);
+        let missing = Exec::new("/nowhere/at/all".into(), None, Trust::of(&Config::default()));
         assert!(missing.create(order(), None).await.unwrap_err().message.contains("cannot run the provider"));
     }
 

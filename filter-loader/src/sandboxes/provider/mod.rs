@@ -16,6 +16,7 @@ use crate::{
     error::ControlError,
     netlink::Netlink,
     protocol::SandboxId,
+    trust::Trust,
 };
 
 /// What is to be made.
@@ -61,11 +62,13 @@ pub trait Provider: Send + Sync + 'static {
 /// # Errors
 /// `usage` if the configuration names no program for `exec`.
 pub fn configured(config: &Config, netlink: &Netlink) -> Result<Arc<dyn Provider>, ControlError> {
-    let netlink = netlink.clone();
+    let (netlink, trust) = (netlink.clone(), Trust::of(config));
     let resolvers = &config.defaults.fields.dns.servers;
     match (config.provider.kind, &config.provider.command) {
-        (ProviderKind::Exec, Some(command)) => Ok(Arc::new(Exec::new(command.clone(), Some(netlink)))),
+        (ProviderKind::Exec, Some(command)) => Ok(Arc::new(Exec::new(command.clone(), Some(netlink), trust))),
         (ProviderKind::Exec, None) => Err(ControlError::usage("[provider] kind \"exec\" needs a command")),
-        (ProviderKind::Netns, _) => Ok(Arc::new(Netns::new(netlink, config.provider.subnet, resolvers))),
+        (ProviderKind::Netns, _) => {
+            Ok(Arc::new(Netns::new(netlink, config.provider.subnet, resolvers, trust)))
+        }
     }
 }

@@ -62,7 +62,7 @@ impl Lane {
             }
             Contender::Nginx => Way::Peer(peers::nginx(host, &name(), to)?),
             Contender::Haproxy => Way::Peer(peers::haproxy(host, &name(), to)?),
-            Contender::Nftables => bail!("{contender} is no proxy"),
+            Contender::Nftables | Contender::Mitmproxy => bail!("{contender} is not compared here"),
         };
         Ok(Self { contender, _way: way, _service: service, sandbox, topology })
     }
@@ -76,9 +76,7 @@ impl Lane {
     pub fn at(&self) -> SocketAddr {
         match self.contender {
             Contender::Nothing => SocketAddr::new(self.sandbox.v4().into(), PORT),
-            Contender::Filter | Contender::Nftables | Contender::Nginx | Contender::Haproxy => {
-                ([127, 0, 0, 1], GATEWAY).into()
-            }
+            _ => ([127, 0, 0, 1], GATEWAY).into(),
         }
     }
 

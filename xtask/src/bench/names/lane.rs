@@ -77,7 +77,7 @@ impl Lane {
             Contender::Haproxy => {
                 Filter::Peer { contender, peer: Box::new(Haproxy::start(host, &book, descriptors)?) }
             }
-            Contender::Nftables => bail!("{contender} does not judge names"),
+            Contender::Nftables | Contender::Mitmproxy => bail!("{contender} is not compared here"),
         };
         if let Filter::Peer { .. } = filter {
             peer::redirect(host)?;

@@ -25,7 +25,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn new(mut times: Vec<Duration>, took: Duration) -> Self {
+    /// Of times in any order.
+    pub fn new(mut times: Vec<Duration>, took: Duration) -> Self {
         times.sort_unstable();
         Self { times, took }
     }
@@ -116,7 +117,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], input: &mut Vec<u8>) -
 }
 
 /// How long the answer that `input` begins with is, once its head is whole.
-fn answer_length(input: &[u8]) -> Result<Option<usize>> {
+pub fn answer_length(input: &[u8]) -> Result<Option<usize>> {
     const END: &[u8] = b"\r\n\r\n";
     const LENGTH: &str = "content-length:";
     let Some(end) = input.windows(END.len()).position(|window| window == END) else { return Ok(None) };

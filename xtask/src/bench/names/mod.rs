@@ -21,10 +21,10 @@ mod flows;
 pub mod haproxy;
 mod hello;
 pub mod lane;
-mod load;
+pub mod load;
 pub mod nginx;
-mod peer;
-mod servers;
+pub mod peer;
+pub mod servers;
 mod slowloris;
 mod update;
 

@@ -1,5 +1,5 @@
 //! Network namespaces: each sandbox is `/run/netns/sbx-<id>`, into which `ip netns exec` leads, with a veth to the
-//! host, one address, a route, and a `resolv.conf` of its own.
+//! host, one address, a route, and a `resolv.conf` of its own; it trusts the filter's authority.
 //!
 //! ```text
 //!   namespace sbx-<id>                     host
@@ -32,6 +32,7 @@ use crate::{
     netlink::Netlink,
     protocol::{Mac, SandboxId},
     sandboxes::record::Port,
+    trust::Trust,
 };
 
 /// Where `ip netns exec` looks for files that shall replace those of `/etc`.
@@ -44,17 +45,20 @@ pub struct Netns {
     gateway: Ipv4Addr,
     addresses: Arc<Mutex<Addresses>>,
     resolvers: Arc<[IpAddr]>,
+    trust: Trust,
 }
 
 impl Netns {
-    /// A provider that takes addresses from `subnet`; processes in its sandboxes ask `resolvers`.
-    pub fn new(netlink: Netlink, subnet: Ipv4Net, resolvers: &[IpAddr]) -> Self {
+    /// A provider that takes addresses from `subnet`; processes in its sandboxes ask `resolvers`, and trust what
+    /// `trust` says.
+    pub fn new(netlink: Netlink, subnet: Ipv4Net, resolvers: &[IpAddr], trust: Trust) -> Self {
         let addresses = Addresses::new(subnet);
         Self {
             netlink,
             gateway: addresses.gateway(),
             addresses: Arc::new(Mutex::new(addresses)),
             resolvers: resolvers.into(),
+            trust,
         }
     }
 
@@ -70,8 +74,12 @@ impl Netns {
             spawn_blocking(move || netns.create()).await.map_err(io::Error::other)??
         };
         wire.lay(&here, there).await?;
-        let (etc, resolvers) = (etc(id), self.resolvers.clone());
-        spawn_blocking(move || write_resolv_conf(&etc, &resolvers)).await.map_err(io::Error::other)?
+        let (etc, resolvers, trust) = (etc(id), self.resolvers.clone(), self.trust.clone());
+        let write = move || {
+            write_resolv_conf(&etc, &resolvers)?;
+            trust.link_into(&etc)
+        };
+        spawn_blocking(write).await.map_err(io::Error::other)?
     }
 
     async fn remove(&self, id: &SandboxId, port: Option<&Port>) -> io::Result<()> {
