@@ -2,11 +2,11 @@
 //! BPF file system that nobody else sees, this machine's files under a layer that takes all changes, and the
 //! network of a topology's host.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -55,6 +55,9 @@ for node in null zero full random urandom tty; do
     touch dev/$node
     mount --bind /dev/$node dev/$node
 done
+mkdir dev/net
+touch dev/net/tun
+mount --bind /dev/net/tun dev/net/tun
 ln -s pts/ptmx dev/ptmx
 rm -rf usr/lib/systemd/system/*.target.wants usr/lib/systemd/system-generators etc/systemd/system/*.wants etc/fstab
 cat > etc/systemd/system/sysinit.target <<END
@@ -96,6 +99,16 @@ impl Machine {
         let mut machine = Self { holder, init: 0, directory, group };
         machine.init = started?;
         Ok(machine)
+    }
+
+    /// Installs a package of the binary that is tested.
+    pub fn install(&self, revision: u32) -> Result<()> {
+        let package = package(revision)?;
+        // In memory, where no package manager looks.
+        let there = Path::new("/tmp").join(package.file_name().context("a file")?);
+        let there = there.to_string_lossy().into_owned();
+        fs::copy(&package, self.path(&there)).context("cannot copy the package")?;
+        self.must(&["dpkg", "--install", &there]).map(drop)
     }
 
     /// Runs a command on the machine.
@@ -180,6 +193,21 @@ impl Machine {
             sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn package(revision: u32) -> Result<PathBuf> {
+    let directory = env::var_os("SANDBOX_FILTER_PACKAGES").context(
+        "SANDBOX_FILTER_PACKAGES names no directory with packages to be tested; `cargo xtask test` makes them",
+    )?;
+    let ending = format!("-{revision}_");
+    let packages =
+        fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let packages = packages.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let wanted = packages.into_iter().find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".deb") && name.contains(&ending)
+    });
+    wanted.with_context(|| format!("no package of revision {revision} in {}", directory.display()))
 }
 
 impl Drop for Machine {

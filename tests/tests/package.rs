@@ -3,11 +3,11 @@
 mod support_b;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use filter_tests::{Api, Machine, Sandbox, Service, Topology, WebServer, Zone};
@@ -37,17 +37,8 @@ impl Stand {
     /// With the package and its service.
     fn installed() -> Result<Self> {
         let stand = Self::bare()?;
-        stand.install(1)?;
+        stand.machine.install(1)?;
         Ok(stand)
-    }
-
-    fn install(&self, revision: u32) -> Result<()> {
-        let package = package(revision)?;
-        // In memory, where no package manager looks.
-        let there = Path::new("/tmp").join(package.file_name().context("a file")?);
-        let there = there.to_string_lossy().into_owned();
-        fs::copy(&package, self.machine.path(&there)).context("cannot copy the package")?;
-        self.machine.must(&["dpkg", "--install", &there]).map(drop)
     }
 
     /// Puts the sandbox under a policy that allows `allowed` and nothing else.
@@ -108,23 +99,6 @@ impl Stand {
         traces.insert(format!("{} programs", programs_on(host, self.sandbox.host_interface())?));
         Ok(traces)
     }
-}
-
-/// A package of the binary that is tested.
-fn package(revision: u32) -> Result<PathBuf> {
-    let directory = env::var_os("SANDBOX_FILTER_PACKAGES").context(
-        "SANDBOX_FILTER_PACKAGES does not name the packages to be tested; `cargo xtask test package` makes them and \
-         says where they are",
-    )?;
-    let ending = format!("-{revision}_");
-    let packages =
-        fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    let packages = packages.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let wanted = packages.into_iter().find(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.ends_with(".deb") && name.contains(&ending)
-    });
-    wanted.with_context(|| format!("no package of revision {revision} in {}", directory.display()))
 }
 
 #[test]
@@ -258,7 +232,7 @@ fn an_upgrade_leaves_no_gap() -> Result<()> {
         .and_udp(&stand.sandbox, (A, 53).into())?;
     std::thread::sleep(Duration::from_millis(300));
 
-    stand.install(2)?;
+    stand.machine.install(2)?;
 
     std::thread::sleep(Duration::from_millis(300));
     let asked = probes.finish()?;
@@ -294,7 +268,7 @@ fn removal_leaves_no_trace() -> Result<()> {
         Ok(stand.machine.changed()?.into_iter().filter(|path| !foreign(path)).collect())
     };
     let (files, traces) = (changed()?, stand.traces()?);
-    stand.install(1)?;
+    stand.machine.install(1)?;
     stand.attach("203.0.113.0/24,allowed.test")?;
     stand.api().ask("POST", "/sandboxes", Some(&json!({ "templateID": "base" })))?.success()?;
     assert!(!reaches(&stand.sandbox, (B, 7))?);
@@ -307,7 +281,7 @@ fn removal_leaves_no_trace() -> Result<()> {
     assert!(stand.machine.path("/etc/sandbox-filter/config.toml").exists());
 
     // It can come back, and is as it was.
-    stand.install(2)?;
+    stand.machine.install(2)?;
     assert_eq!(stand.property("ActiveState")?, "active");
     stand.machine.must(&["dpkg", "--purge", "sandbox-filter"])?;
     let left: Vec<_> = stand.traces()?.difference(&traces).cloned().collect();

@@ -81,9 +81,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tools that tests look at the kernel and run the package with, and the Debian packages that have them.
-const TOOLS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("tc", "iproute2"), ("bpftool", "bpftool"), ("systemctl", "systemd")];
+/// Tools that tests look at the kernel with, run the package and the documentation's commands with, and the Debian
+/// packages that have them.
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("bpftool", "bpftool"),
+    ("curl", "curl"),
+    ("nft", "nftables"),
+    ("systemctl", "systemd"),
+];
 
 /// What makes cargo start each test as root: nothing is built as root, and nothing but tests runs so.
 fn root_runner() -> Result<Option<(String, String)>> {
