@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use support_b::{A, B, PATIENCE, Probes, eventually, packets, programs_on, reaches, tool};
 
 const UNIT: &str = "sandbox-filter.service";
+/// What is not on the list of system calls ends the daemon, rather than failing in silence.
+const LOUD: &str = "[Service]\nSystemCallErrorNumber=kill\n";
 /// What a restart may take on a machine that is busy.
 const LONG: Duration = Duration::from_secs(30);
 
@@ -77,11 +79,14 @@ impl Stand {
     }
 
     /// Changes the configuration and has it read.
-    fn configure(&self, from: &str, to: &str) -> Result<()> {
+    fn configure(&self, changes: &[(&str, &str)]) -> Result<()> {
         let path = self.machine.path("/etc/sandbox-filter/config.toml");
-        let config = fs::read_to_string(&path)?;
-        ensure!(config.contains(from), "no {from} in the packaged configuration");
-        fs::write(&path, config.replace(from, to))?;
+        let mut config = fs::read_to_string(&path)?;
+        for (from, to) in changes {
+            ensure!(config.contains(from), "no {from} in the packaged configuration");
+            config = config.replace(from, to);
+        }
+        fs::write(&path, config)?;
         self.machine.must(&["systemctl", "restart", UNIT]).map(drop)
     }
 
@@ -145,9 +150,8 @@ fn the_service_has_what_it_needs_and_no_more() -> Result<()> {
 #[test]
 fn everything_works_within_the_bounds_of_the_service() -> Result<()> {
     let stand = Stand::installed()?;
-    // What is not on the list of system calls ends the daemon here, rather than failing in silence.
-    stand.drop_in("loud.conf", "[Service]\nSystemCallErrorNumber=kill\n")?;
-    stand.configure("upstream = []", "upstream = [\"8.8.8.8:53\"]")?;
+    stand.drop_in("loud.conf", LOUD)?;
+    stand.configure(&[("upstream = []", "upstream = [\"8.8.8.8:53\"]")])?;
     let internet = stand.topology.internet();
     let _zone = Zone::serve(internet, &[("allowed.test", &["198.51.100.10"])])?;
     let _web = WebServer::start(internet, 80)?;
@@ -162,17 +166,6 @@ fn everything_works_within_the_bounds_of_the_service() -> Result<()> {
     };
     usual()?;
 
-    // A sandbox of the API's own is seen by everybody, and outlives the daemon.
-    let made = stand.api().ask("POST", "/sandboxes", Some(&json!({ "templateID": "base" })))?.success()?;
-    let id = made["sandboxID"].as_str().context("no id")?;
-    let inside =
-        |args: &[&str]| stand.machine.must(&[&["ip", "netns", "exec", &format!("sbx-{id}")], args].concat());
-    assert!(inside(&["ip", "-br", "address", "show", "dev", "eth0"])?.contains("10.200.0.2/32"));
-    stand.machine.must(&["systemctl", "restart", UNIT])?;
-    assert!(inside(&["cat", "/etc/resolv.conf"])?.contains("8.8.8.8"));
-    stand.api().ask("DELETE", &format!("/sandboxes/{id}"), None)?.success()?;
-    usual()?;
-
     // Where nothing is made it can be bound more closely.
     let strict = stand.machine.path("/usr/share/doc/sandbox-filter/examples/strict.conf");
     stand.drop_in("strict.conf", &fs::read_to_string(strict)?)?;
@@ -182,6 +175,45 @@ fn everything_works_within_the_bounds_of_the_service() -> Result<()> {
     usual()?;
     assert_eq!(stand.property("NRestarts")?, "0");
     println!("{}", stand.machine.must(&["systemd-analyze", "security", "--no-pager", UNIT])?);
+    Ok(())
+}
+
+#[test]
+fn sandboxes_that_are_made_within_the_bounds_of_the_service_outlive_it() -> Result<()> {
+    /// A provider of taps.
+    const TAPS: &str = "#!/bin/sh\nset -e\ncase $1 in\n\
+        create) ip tuntap add tap7 mode tap; echo '{\"iface\":\"tap7\",\"addrs\":[\"10.79.0.2\"]}' ;;\n\
+        destroy) ip link del tap7 ;;\nesac\n";
+    let stand = Stand::installed()?;
+    stand.drop_in("loud.conf", LOUD)?;
+    let links = || tool(stand.topology.host(), "ip", &["-br", "link"]);
+    let outlives = |iface: &str| -> Result<()> {
+        let made =
+            stand.api().ask("POST", "/sandboxes", Some(&json!({ "templateID": "base" })))?.success()?;
+        let id = made["sandboxID"].as_str().context("no id")?;
+        assert!(links()?.contains(iface), "{iface}");
+        stand.machine.must(&["systemctl", "restart", UNIT])?;
+        if iface != "tap7" {
+            // Everybody sees it.
+            let name = format!("{iface}{}", id.get(..11).filter(|_| iface == "ctr-").unwrap_or(id));
+            stand.machine.must(&["ip", "netns", "exec", &name, "ip", "address", "show", "dev", "eth0"])?;
+        }
+        stand.api().ask("DELETE", &format!("/sandboxes/{id}"), None)?.success()?;
+        assert!(!links()?.contains(iface), "{iface}");
+        Ok(())
+    };
+    outlives("sbx-")?;
+
+    let example = "/usr/share/doc/sandbox-filter/examples/container.sh";
+    let own = "/usr/local/bin/taps";
+    fs::write(stand.machine.path(own), TAPS)?;
+    stand.machine.must(&["chmod", "755", own])?;
+    let command = |program: &str| format!("command = \"{program}\"");
+    stand.configure(&[("kind = \"netns\"", "kind = \"exec\""), (&command(""), &command(example))])?;
+    outlives("ctr-")?;
+    stand.configure(&[(&command(example), &command(own))])?;
+    outlives("tap7")?;
+    assert_eq!(stand.property("NRestarts")?, "0");
     Ok(())
 }
 
@@ -211,7 +243,7 @@ fn a_daemon_that_does_not_answer_is_replaced() -> Result<()> {
     assert_eq!(stand.show()?["enforced"], json!(true));
 
     // With a configuration that it does not understand there is none, and all the same a filter.
-    assert!(stand.configure("[kernel]", "[kernle]").is_err());
+    assert!(stand.configure(&[("[kernel]", "[kernle]")]).is_err());
     assert_eq!(stand.property("Result")?, "exit-code");
     assert_eq!(stand.property("ActiveState")?, "failed");
     assert!(reaches(&stand.sandbox, (A, 7))? && !reaches(&stand.sandbox, (B, 7))?);
@@ -221,7 +253,7 @@ fn a_daemon_that_does_not_answer_is_replaced() -> Result<()> {
 #[test]
 fn an_upgrade_leaves_no_gap() -> Result<()> {
     let stand = Stand::installed()?;
-    stand.configure("egress_connections = 2500", "egress_connections = 2400")?;
+    stand.configure(&[("egress_connections = 2500", "egress_connections = 2400")])?;
     let _echo = stand.topology.serve(Service::TcpEcho, 7)?;
     let _udp = stand.topology.serve(Service::UdpEcho, 53)?;
     stand.attach(&A.to_string())?;

@@ -26,6 +26,8 @@ const COMPLETIONS: &[(&str, &str)] = &[
     ("zsh", "usr/share/zsh/vendor-completions/_sandbox-filter"),
     ("fish", "usr/share/fish/vendor_completions.d/sandbox-filter.fish"),
 ];
+/// Programs for `[provider] kind = "exec"`.
+const PROVIDERS: &[&str] = &["container.sh", "firecracker.sh"];
 /// What dpkg runs when the package comes and goes.
 const SCRIPTS: &[&str] = &["postinst", "prerm", "postrm"];
 
@@ -102,6 +104,9 @@ fn lay_out(binary: &Path, out: &Path) -> Result<Tree> {
     tree.copy(&root.join("packaging/sandbox-filter.service"), UNIT, 0o644)?;
     tree.copy(&root.join("packaging/debian/copyright"), &format!("{DOC}/copyright"), 0o644)?;
     tree.copy(&root.join("packaging/strict.conf"), &format!("{DOC}/examples/strict.conf"), 0o644)?;
+    for example in PROVIDERS {
+        tree.copy(&root.join("examples").join(example), &format!("{DOC}/examples/{example}"), 0o755)?;
+    }
     tree.copy(&root.join("docs/install.md"), &format!("{DOC}/install.md"), 0o644)?;
     compress(&tree.copy(&root.join("CHANGELOG.md"), &format!("{DOC}/changelog"), 0o644)?)?;
 
