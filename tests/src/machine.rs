@@ -15,6 +15,7 @@ use crate::janitor;
 use crate::process::Process;
 use crate::topology::Topology;
 
+const PATH: &str = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine. Dropping it ends everything on it.
@@ -139,6 +140,8 @@ impl Machine {
         command.arg("--target").arg(self.init.to_string());
         command.args(["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net", "--root", "--wd=/", "--"]);
         command.args(args).stdin(Stdio::null());
+        // Those of the one who runs the tests are of this machine.
+        command.env("PATH", PATH).env("LC_ALL", "C.UTF-8");
         command
     }
 

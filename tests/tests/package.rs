@@ -306,6 +306,14 @@ fn removal_leaves_no_trace() -> Result<()> {
     assert!(!reaches(&stand.sandbox, (B, 7))?);
     assert!(stand.traces()?.len() > traces.len());
 
+    // Whoever does not know what to clean up removes nothing.
+    let path = stand.machine.path("/etc/sandbox-filter/config.toml");
+    let config = fs::read_to_string(&path)?;
+    fs::write(&path, "[nonsense]\n")?;
+    assert_ne!(stand.machine.run(&["dpkg", "--remove", "sandbox-filter"])?.code, 0);
+    assert!(!reaches(&stand.sandbox, (B, 7))?, "still filtered");
+    fs::write(&path, config)?;
+
     stand.machine.must(&["dpkg", "--remove", "sandbox-filter"])?;
     assert!(reaches(&stand.sandbox, (B, 7))?, "unfiltered");
     let left: Vec<_> = stand.traces()?.difference(&traces).cloned().collect();

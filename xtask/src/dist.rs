@@ -3,6 +3,7 @@
 //! The files are laid out once, as they lie on a host, and packed twice. Dates in the packages are that of the last
 //! commit, or `SOURCE_DATE_EPOCH`, so that the same binary gives the same packages.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -61,9 +62,10 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Packages `binary` as so many revisions of the same version, without compression, which takes longer than a test
-/// has.
+/// Packages `binary` as so many revisions of the same version and leaves nothing else in `out`; without compression,
+/// which takes longer than a test has.
 pub fn uncompressed(binary: &Path, revisions: &[u32], out: &Path) -> Result<()> {
+    remove(out)?;
     let tree = lay_out(binary, out)?;
     let date = date()?;
     revisions.iter().try_for_each(|revision| pack(&tree, *revision, &date, "none", out).map(drop))
@@ -154,9 +156,7 @@ struct Tree(PathBuf);
 
 impl Tree {
     fn fresh(path: PathBuf) -> Result<Self> {
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
+        remove(&path)?;
         let tree = Self(path);
         tree.directory("")?;
         Ok(tree)
@@ -217,6 +217,13 @@ impl Tree {
             }
         }
         Ok(bytes.div_ceil(1024))
+    }
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other.with_context(|| format!("cannot remove {}", directory.display())),
     }
 }
 
