@@ -12,11 +12,12 @@ use filter_policy::{Guard, Policy};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+use super::ingress::Ingress;
 use super::inspection::Inspection;
-use super::registry::{InForce, JudgedBy, Registry, Sandbox};
+use super::registry::{InForce, JudgedBy, Public, Registry, Sandbox};
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
-use super::tokens::Seed;
+use super::tokens::TokenSeed;
 use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
@@ -43,8 +44,10 @@ pub struct Core {
     pub templates: Templates,
     /// Who judges by name.
     pub inspection: Inspection,
+    /// Who lets callers in.
+    pub ingress: Ingress,
     /// What sandboxes' secrets are derived from.
-    pub seed: Seed,
+    pub seed: TokenSeed,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -64,7 +67,7 @@ impl Core {
         kernel: Kernel,
         netlink: Netlink,
         state: StateDir,
-        seed: Seed,
+        seed: TokenSeed,
         guard: Guard,
     ) -> Self {
         Self {
@@ -76,6 +79,7 @@ impl Core {
             registry: Registry::default(),
             templates: Templates::default(),
             inspection: Inspection::default(),
+            ingress: Ingress::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -108,6 +112,7 @@ impl Core {
     /// Nothing is attached then.
     pub fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
         let policy = self.policy(request.policy)?;
+        let public = Public::of(&policy);
         let template = self.template(policy)?;
         let link = self.link(&request.iface)?;
         let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
@@ -124,6 +129,7 @@ impl Core {
             created_at: SystemTime::now(),
             in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
             judged_by: JudgedBy::default(),
+            public,
         };
         let sandbox = Arc::new(sandbox);
         // Pins that an interrupted attach left under this name may be of another interface.
@@ -313,6 +319,7 @@ impl Core {
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
         // What came to the inspector in between.
         self.inspection.forget(sandbox.tenant);
+        self.ingress.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         self.kernel.sandboxes.clear(sandbox.slot)?;
         self.kernel.sandboxes.disown(sandbox.ifindex)?;
