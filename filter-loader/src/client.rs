@@ -41,6 +41,11 @@ impl Client {
         Self { socket: socket.into(), patience: PATIENCE }
     }
 
+    /// One that waits so long for an answer.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
     /// The socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 use std::{fs, io, process, thread};
 
 use anyhow::{Context as _, Result, bail};
@@ -16,6 +17,7 @@ use signal_hook::iterator::Signals;
 pub const NAMESPACES: &str = "/run/netns";
 pub const BPFFS: &str = "/sys/fs/bpf";
 pub const RUN: &str = "/run";
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 
 static TRACES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
@@ -57,6 +59,9 @@ fn prepare() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     for directory in [NAMESPACES, BPFFS, RUN] {
         sweep(Path::new(directory));
+    }
+    if let Ok(groups) = control_groups() {
+        sweep(&groups);
     }
     remove_on_signal()
 }
@@ -111,7 +116,17 @@ fn remove_on_signal() -> Result<()> {
     Ok(())
 }
 
+/// Where control groups are: version 2 of them, whether the machine has the others besides or not.
+pub fn control_groups() -> Result<PathBuf> {
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+    let found = places.into_iter().find(|place| place.join("cgroup.procs").exists());
+    found.context("no control groups (version 2): mount -t cgroup2 cgroup /sys/fs/cgroup")
+}
+
 fn remove_trace(path: &Path) -> io::Result<()> {
+    if path.starts_with(CONTROL_GROUPS) {
+        return remove_group(path);
+    }
     let result = if path.starts_with(NAMESPACES) {
         // The namespace itself lives on until its last process or socket is gone; its name goes now.
         // Not mounted: the file alone is what is left.
@@ -123,6 +138,32 @@ fn remove_trace(path: &Path) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// Removes a control group and those below it, and ends what is left in them.
+fn remove_group(path: &Path) -> io::Result<()> {
+    // Not there before Linux 5.14.
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    for entry in fs::read_dir(path).into_iter().flatten() {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_group(&entry.path())?;
+        }
+    }
+    // A process counts until the kernel has taken it apart.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            other => return gone(other),
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("javac", "default-jdk-headless"),
     ("chromium-headless-shell", "chromium-headless-shell"),
     ("dpkg-deb", "dpkg"),
+    ("nft", "nftables"),
+    ("systemctl", "systemd"),
 ];
 
 /// Where a program is; `sbin` is not in everybody's path.

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build_ebpf;
 mod demo;
+mod dist;
 mod fuzz;
 mod lint;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Show the filter at work in network namespaces of its own, in half a minute (needs root: asks sudo)
     Demo(demo::Args),
+    /// Make a Debian package and a tar archive in target/dist
+    Dist(dist::Args),
     /// Measure the filter against no filter and nftables (needs root: asks sudo)
     Bench(bench::Args),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Dist(args) => dist::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use crate::dist;
 use crate::tool::{self, output};
 
 /// A part of the tests, cheapest first.
@@ -52,6 +53,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "the daemon does not build",
     )?;
     let daemon = tool::target_dir().join("debug/sandbox-filter");
+    // The second is an upgrade of the first.
+    let packages = tool::target_dir().join("dist-test");
+    dist::uncompressed(&daemon, &[1, 2], &packages)?;
     let mut failed = Vec::new();
     for tier in TIERS {
         eprintln!("\n== {}", tier.name);
@@ -59,6 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let mut command = Command::new("cargo");
         command.current_dir(tool::root()).arg("test").args(tier.what).arg("--no-fail-fast");
         command.env("SANDBOX_FILTER_BIN", &daemon);
+        command.env("SANDBOX_FILTER_PACKAGES", &packages);
         command.envs(runner.clone());
         command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
         let passed = command.status()?.success();

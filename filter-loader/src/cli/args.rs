@@ -205,7 +205,11 @@ pub struct CompletionsArgs {
 #[derive(Args, Debug)]
 pub struct ManArgs {
     /// Which command
+    #[arg(conflicts_with = "dir")]
     pub command: Option<String>,
+    /// Write the pages of the program and of all commands into this directory
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
 }
 
 /// A value of `--addr`.

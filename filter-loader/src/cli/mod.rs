@@ -16,7 +16,7 @@ mod views;
 #[cfg(test)]
 mod tests;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use serde_json::Value;
@@ -113,7 +113,10 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
             clap_complete::generate(args.shell, &mut Cli::command(), "sandbox-filter", &mut script);
             printer.raw(&script)
         }
-        Command::Man(args) => printer.raw(&manual(args.command.as_deref())?),
+        Command::Man(args) => match args.dir {
+            Some(dir) => write_manual(&dir),
+            None => printer.raw(&manual(args.command.as_deref())?),
+        },
     }
 }
 
@@ -133,6 +136,14 @@ fn new_policy(args: UpdateArgs) -> Result<Value, ControlError> {
     };
     policy::refuse_fixed(&policy)?;
     Ok(policy)
+}
+
+/// Writes all manual pages into a directory.
+fn write_manual(dir: &Path) -> Result<ExitCode, ControlError> {
+    clap_mangen::generate_to(Cli::command(), dir).map_err(|error| {
+        ControlError::failed(format!("cannot write manual pages to {}: {error}", dir.display()))
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The manual page of the program or of one of its commands.

@@ -1,6 +1,6 @@
 //! Where commands reach into the kernel-facing half of the crate.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -18,7 +18,8 @@ use crate::error::{ControlError, ErrorCode};
 /// `run`: the daemon, until it is told to stop.
 pub(super) fn run(config: Config) -> Result<ExitCode, ControlError> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let is_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(is_terminal).init();
     daemon::run(config)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,8 +3,8 @@
 //! [`core`] has the operations (attach, update, detach, show); [`registry`] knows which sandboxes there are;
 //! [`state`] writes down what was asked for; [`reconcile`] brings the kernel back to it at a start; [`guard`]
 //! follows the host's addresses; [`templates`] shares what equal policies compile to; [`inspection`] runs the inspector, [`ingress`] the gateway of public URLs; [`cut`] resets connections that lost their permission; [`events`] turns
-//! what the kernel tells into lines, which [`journal`] writes; [`tokens`] derives the secrets of sandboxes. [`service`]
-//! ties them to the API and runs until it is told to stop.
+//! what the kernel tells into lines, which [`journal`] writes; [`tokens`] derives the secrets of sandboxes. `supervisor`
+//! tells the service manager how it goes. [`service`] ties them to the API and runs until it is told to stop.
 
 pub mod cleanup;
 pub mod core;
@@ -19,6 +19,7 @@ pub mod registry;
 pub mod service;
 mod serving;
 pub mod state;
+mod supervisor;
 pub mod templates;
 pub mod tokens;
 mod transforms;

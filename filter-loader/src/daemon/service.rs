@@ -19,7 +19,7 @@ use super::registry::Sandbox;
 use super::serving::{keeper, serve_api};
 use super::state::StateDir;
 use super::tokens::TokenSeed;
-use super::{cut, events, guard, ingress, inspection, transforms};
+use super::{cut, events, guard, ingress, inspection, supervisor, transforms};
 use crate::config::Config;
 use crate::config::sections::Attach;
 use crate::error::{ControlError, ErrorCode};
@@ -94,6 +94,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         threads.push(cut::start(core.clone(), cuts, stop.clone()).map_err(failed("cannot start a thread"))?);
     }
     let result = async {
+        supervisor::starting("taking over what is enforced");
         blocking(&core, |core| core.reconcile()).await?;
         if let Some(events) = events {
             // Among them those of the time without a daemon, which are somebody's only now.
@@ -111,11 +112,16 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         let watching = tokio::spawn(watch_host(core.clone(), sandboxes.clone(), changes));
         let ending = tokio::spawn(sandboxes.end_in_time());
         tracing::info!(socket = %socket.display(), sandboxes = core.registry.len(), "ready");
+        let alive = supervisor::ready(&core);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; what is attached stays enforced");
+        supervisor::stopping();
+        if let Some(alive) = alive {
+            alive.abort();
+        }
         let _ = stop_serving.send(true);
         ending.abort();
         let _ = tokio::join!(serving.join_all(), gateway.stop());
