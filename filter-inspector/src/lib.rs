@@ -34,3 +34,5 @@ pub mod server;
 mod tls;
 #[cfg(test)]
 mod tls_tests;
+
+pub use dial::permitted as dialled;

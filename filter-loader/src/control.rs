@@ -8,7 +8,10 @@ use serde_json::Value;
 
 use crate::{
     error::ControlError,
-    protocol::{AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest},
+    protocol::{
+        AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest,
+        explain::{ExplainRequest, Explained},
+    },
 };
 
 /// An answer that takes its time.
@@ -30,6 +33,8 @@ pub trait Control: Send + Sync + 'static {
     fn show(&self, id: SandboxId, with_tokens: bool) -> Answer<'_, Show>;
     /// The numbers of one sandbox, or of all.
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats>;
+    /// What would become of a connection.
+    fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained>;
     /// What only the daemon knows of its own health.
     fn doctor(&self) -> Answer<'_, Value>;
 }

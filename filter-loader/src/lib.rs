@@ -12,6 +12,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod error;
+pub mod explain;
 pub mod kernel;
 pub mod limits;
 pub mod netlink;

@@ -12,7 +12,7 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Api, attachments, network, sandboxes};
+use super::{Api, attachments, events, explain, network, sandboxes};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
@@ -41,6 +41,8 @@ pub(super) fn routes(for_operator: bool) -> (Router<Arc<Api>>, OpenApi) {
             .routes(routes!(attachments::show, attachments::detach))
             .routes(routes!(attachments::replace, attachments::merge))
             .routes(routes!(attachments::stats))
+            .routes(routes!(explain::explain))
+            .routes(routes!(events::observe))
             .routes(routes!(attachments::doctor))
             .routes(routes!(attachments::version));
     }

@@ -1,11 +1,13 @@
 //! The command line: reads it, asks the daemon or does the work itself, prints what came of it.
 //!
-//! [`args`] is the grammar, [`policy`] turns flags and files into a policy document, [`check`] is the
-//! one command with work of its own, [`output`] prints documents as JSON or as tables, and `wiring`
-//! is where commands reach into the kernel-facing half of the crate.
+//! [`args`] is the grammar, [`policy`] turns flags and files into a policy document, [`check`],
+//! `explain` and `observe` are commands with work of their own, [`output`] prints documents as JSON or as tables, and
+//! `wiring` is where commands reach into the kernel-facing half of the crate.
 
 pub mod args;
 pub mod check;
+mod explain;
+mod observe;
 pub mod output;
 pub mod policy;
 pub mod table;
@@ -95,6 +97,12 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
         Command::List(socket) => printer.print(&client(socket)?.list()?),
         Command::Show(args) => printer.print(&client(args.id.socket)?.show(&args.id.id, args.tokens)?),
         Command::Stats(args) => printer.print(&client(args.socket)?.stats(args.id.as_ref())?),
+        Command::Explain(args) => {
+            let config = config()?;
+            let path = args.socket.socket.clone().unwrap_or_else(|| config.paths.socket.clone());
+            explain::explain(&args, &config, &Client::new(path), printer)
+        }
+        Command::Observe(args) => observe::observe(&args, &client(args.socket.clone())?, printer),
         Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
         Command::Doctor(socket) => {
             let config = config()?;

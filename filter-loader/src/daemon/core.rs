@@ -12,6 +12,7 @@ use filter_policy::{Guard, Policy};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+use super::feed::Feed;
 use super::inspection::Inspection;
 use super::registry::{InForce, JudgedBy, Registry, Sandbox};
 use super::state::{Record, StateDir};
@@ -45,6 +46,8 @@ pub struct Core {
     pub inspection: Inspection,
     /// What sandboxes' secrets are derived from.
     pub seed: Seed,
+    /// What happened of late.
+    pub feed: Feed,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -76,6 +79,7 @@ impl Core {
             registry: Registry::default(),
             templates: Templates::default(),
             inspection: Inspection::default(),
+            feed: Feed::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -454,7 +458,7 @@ impl Core {
         Ok((addrs, mac))
     }
 
-    fn entry(&self, sandbox: &Sandbox) -> layout::Sandbox {
+    pub(super) fn entry(&self, sandbox: &Sandbox) -> layout::Sandbox {
         let mut flags = 0;
         if sandbox.mac.is_some() {
             flags |= sandbox_flags::KNOWN_MAC;

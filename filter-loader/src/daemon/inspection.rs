@@ -31,6 +31,7 @@ use crate::routing::Way;
 #[derive(Default)]
 pub struct Inspection {
     inspector: OnceLock<Inspector<Hosted>>,
+    resolver: OnceLock<Resolver>,
     /// Whether packets can reach it. Held while the way is made.
     is_open: Mutex<bool>,
 }
@@ -41,6 +42,11 @@ impl Inspection {
         if let Some(inspector) = self.inspector.get() {
             inspector.rejudge(tenant);
         }
+    }
+
+    /// What it resolves names with, once it runs.
+    pub fn resolver(&self) -> Option<&Resolver> {
+        self.resolver.get()
     }
 
     /// Cuts everything of a sandbox that leaves.
@@ -99,6 +105,7 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
         ..server::Settings::default()
     };
     let resolver = resolver(core)?;
+    core.inspection.resolver.get_or_init(|| resolver.clone());
     let hosted = Arc::new(Hosted { core: Arc::downgrade(core), told });
     let inspector = Inspector::new(hosted.clone(), resolver, settings);
     let forwarder = inspector.forwarder().clone();

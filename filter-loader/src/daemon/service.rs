@@ -113,6 +113,8 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         }
         tracing::info!("stopping; what is attached stays enforced");
         let _ = stop_serving.send(true);
+        // Whoever observes would have the API wait for them.
+        core.feed.close();
         ending.abort();
         serving.join_all().await;
         watching.abort();

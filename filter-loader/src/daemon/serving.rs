@@ -15,6 +15,7 @@ use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
 use crate::limits::Limiter;
+use crate::protocol::explain::{ExplainRequest, Explained};
 use crate::protocol::{AttachRequest, Changed, SandboxId, Show, Stats, Summary, UpdateRequest};
 use crate::sandboxes::{Allowance, Sandboxes, provider};
 
@@ -36,6 +37,7 @@ pub(super) async fn serve_api(
     let api = Arc::new(Api {
         control: Arc::new(Service(core.clone())),
         sandboxes: sandboxes.clone(),
+        feed: core.feed.clone(),
         host: Allowance {
             concurrent: (limits.concurrent_sandboxes > 0).then_some(limits.concurrent_sandboxes),
             rate: Limiter::new(limits.create_rate).map(Arc::new),
@@ -106,6 +108,10 @@ impl Control for Service {
 
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats> {
         self.run(move |core| core.stats(id.as_ref()))
+    }
+
+    fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained> {
+        self.run(move |core| core.explain(request))
     }
 
     fn doctor(&self) -> Answer<'_, Value> {

@@ -261,7 +261,7 @@ fn take_program(ebpf: &mut Ebpf, name: &'static str) -> Result<SchedClassifier, 
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the object has maps of the kinds named only")]
-fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
+pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
     let problem = |text| KernelError::System { what: name, source: std::io::Error::other(text) };
     match ebpf.take_map(name).ok_or_else(|| problem("no such map in the object"))? {
         Map::Array(data)

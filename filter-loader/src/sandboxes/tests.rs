@@ -12,7 +12,11 @@ use crate::{
     control::Answer,
     error::ErrorCode,
     limits::Limiter,
-    protocol::{AttachRequest, Show, Stats, Summary, Tokens, tests::show},
+    protocol::{
+        AttachRequest, Show, Stats, Summary, Tokens,
+        explain::{ExplainRequest, Explained},
+        tests::show,
+    },
     sandboxes::provider::Order,
 };
 
@@ -104,6 +108,10 @@ impl Control for FakeControl {
 
     fn stats(&self, _: Option<SandboxId>) -> Answer<'_, Stats> {
         Box::pin(async { Ok(Stats::new(Vec::new(), 0)) })
+    }
+
+    fn explain(&self, _: ExplainRequest) -> Answer<'_, Explained> {
+        Box::pin(async { Err(ControlError::failed("there is no kernel to ask")) })
     }
 
     fn doctor(&self) -> Answer<'_, Value> {
