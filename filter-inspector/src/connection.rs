@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time};
 
 use crate::{
     dial::Dial,
-    host::{Event, Flow, Happening, Host, Tenant},
+    host::{Event, Flow, Happening, Host, Stage, Tenant},
     open::{Cut, Entry, Going, again},
     relay::{self, Means, with_scratch},
     rules::{Named, Target, Verdict},
@@ -33,6 +33,8 @@ pub(crate) struct Connection<H: Host> {
     pub(crate) entry: Arc<Entry>,
     pub(crate) client: TcpStream,
     pub(crate) upstream: Option<TcpStream>,
+    /// When it began, until there is a verdict on it.
+    begun: Option<Instant>,
     /// When the upstream was reached.
     opened: Option<Instant>,
     /// Bytes charged to the sandbox's share.
@@ -53,7 +55,8 @@ impl<H: Host> Connection<H> {
     pub(crate) fn new(shared: Arc<Shared<H>>, entry: Arc<Entry>, client: TcpStream) -> Self {
         // Should the process die, no end may take a part of a transfer for the whole.
         reset_on_close(&client);
-        Self { shared, entry, client, upstream: None, opened: None, buffered: 0, abrupt: false }
+        let begun = Some(Instant::now());
+        Self { shared, entry, client, upstream: None, begun, opened: None, buffered: 0, abrupt: false }
     }
 
     pub(crate) fn flow(&self) -> &Flow {
@@ -119,6 +122,9 @@ impl<H: Host> Connection<H> {
             let mut changed = pin!(entry.changed.notified());
             let Some(rules) = host.rules(self.tenant()) else { return Err(self.refused(Reason::Revoked)) };
             let generation = rules.generation;
+            if let Some(begun) = self.begun.take() {
+                host.took(Stage::Verdict, begun.elapsed());
+            }
             let (target, reason, rule) = match rules.judge(named, self.flow().destination.ip()) {
                 Verdict::Allow { target, reason, rule } => (target, reason, rule),
                 Verdict::Deny { reason, rule } => return Err(Refused { reason, rule, generation }),
@@ -129,6 +135,7 @@ impl<H: Host> Connection<H> {
                 mark: self.shared.settings.upstream_mark,
                 deadline,
             };
+            let judged = Instant::now();
             let mut dialling = pin!(dial.connect(&target, self.flow().destination));
             let dialled = loop {
                 tokio::select! {
@@ -148,6 +155,7 @@ impl<H: Host> Connection<H> {
                 let rule = if reason == Reason::Guarded { RuleWord::UNMATCHED } else { rule };
                 Refused { reason, rule, generation }
             })?;
+            host.took(Stage::Dial, judged.elapsed());
             let name = match &target {
                 Target::Name(name) => Some(name.clone()),
                 Target::Address(_) => None,

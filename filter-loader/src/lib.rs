@@ -15,6 +15,7 @@ pub mod error;
 pub mod explain;
 pub mod kernel;
 pub mod limits;
+pub mod metrics;
 pub mod netlink;
 pub mod protocol;
 pub mod routing;

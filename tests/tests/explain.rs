@@ -257,8 +257,8 @@ impl Target {
 
 #[test]
 fn it_says_what_becomes_of_real_connections() -> Result<()> {
-    const POLICIES: usize = 16;
-    const TARGETS: usize = 7;
+    const POLICIES: usize = 12;
+    const TARGETS: usize = 6;
     let ground = Ground::with(SHORT, &json!({}))?;
     let _echoes: [Server; 2] =
         [ground.topology.serve(Service::TcpEcho, 7)?, ground.topology.serve(Service::UdpEcho, 7)?];

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use super::feed::Feed;
 use super::inspection::Inspection;
 use super::registry::{InForce, JudgedBy, Registry, Sandbox};
+use super::scrape::Departed;
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
 use super::tokens::Seed;
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
 use crate::kernel::{Kernel, KernelError, Lease};
+use crate::metrics::Metrics;
 use crate::netlink::{Link, Netlink};
 use crate::protocol::{
     Addrs, AttachRequest, Changed, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats,
@@ -48,6 +50,10 @@ pub struct Core {
     pub seed: Seed,
     /// What happened of late.
     pub feed: Feed,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What those counted that are gone.
+    pub(super) departed: Departed,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -80,6 +86,8 @@ impl Core {
             templates: Templates::default(),
             inspection: Inspection::default(),
             feed: Feed::default(),
+            metrics: Metrics::default(),
+            departed: Departed::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -318,7 +326,9 @@ impl Core {
         // What came to the inspector in between.
         self.inspection.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
+        let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
         self.kernel.sandboxes.clear(sandbox.slot)?;
+        self.departed.add(&activity);
         self.kernel.sandboxes.disown(sandbox.ifindex)?;
         if let Some(lease) = in_force.lease.take() {
             self.kernel.policies.release(lease);

@@ -138,6 +138,9 @@ impl Writer {
         // Its sandbox left long ago.
         let Some(sandbox) = self.core.registry.tenant(tenant) else { return };
         let Some(event) = event(&sandbox) else { return };
+        if event.event != line::CLOSE {
+            self.core.metrics.flow(&event.proto, &event.decision, &event.reason);
+        }
         let event = if event.event == line::DENY { self.folded.take(tenant, event) } else { Some(event) };
         if let Some(event) = event {
             self.write(Told::Event(event));
@@ -160,6 +163,7 @@ impl Writer {
 
     fn tell_loss(&mut self, sandbox: Option<&SandboxId>, dropped: u64) {
         if dropped > 0 {
+            self.core.metrics.events_dropped.inc_by(dropped);
             self.write(Told::Dropped(Dropped::now(sandbox.cloned(), dropped)));
         }
     }

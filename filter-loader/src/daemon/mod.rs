@@ -3,7 +3,7 @@
 //! [`core`] has the operations (attach, update, detach, show); [`registry`] knows which sandboxes there are;
 //! [`state`] writes down what was asked for; [`reconcile`] brings the kernel back to it at a start; [`guard`]
 //! follows the host's addresses; [`templates`] shares what equal policies compile to; [`inspection`] runs the inspector; [`cut`] resets connections that lost their permission; [`events`] turns
-//! what the kernel tells into lines, which [`journal`] writes and [`feed`] keeps; [`tokens`] derives the secrets of sandboxes; `explain` says what would become of a connection. [`service`]
+//! what the kernel tells into lines, which [`journal`] writes and [`feed`] keeps; [`tokens`] derives the secrets of sandboxes; `explain` says what would become of a connection; `scrape` puts what the kernel counts into the metrics. [`service`]
 //! ties them to the API and runs until it is told to stop.
 
 pub mod cleanup;
@@ -17,6 +17,7 @@ pub mod inspection;
 pub mod journal;
 pub mod reconcile;
 pub mod registry;
+mod scrape;
 pub mod service;
 mod serving;
 pub mod state;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::core::Core;
+use super::scrape;
 use super::service::blocking;
 use crate::api::keys::Keys;
 use crate::api::listen::{self, Bounds, ControlSocket};
@@ -63,6 +64,12 @@ pub(super) async fn serve_api(
         let router = api::for_keys(api.clone(), Arc::new(keys));
         serving.spawn(listen::serve(Bounds::default(), listener, router, told()));
     }
+    if let Some(address) = config.metrics.listen
+        && let Some(listener) = scrape::listen(address).await
+    {
+        let bounds = Bounds { connections: 64, ..Bounds::default() };
+        serving.spawn(listen::serve(bounds, listener, scrape::routes(core.clone()), told()));
+    }
     // The last one: whoever finds it there finds everything.
     let socket = ControlSocket::bind(&config.paths.socket)?;
     serving.spawn(listen::serve(Bounds::default(), socket, api::for_operator(api), told()));
@@ -91,7 +98,7 @@ impl Control for Service {
     }
 
     fn update(&self, request: UpdateRequest) -> Answer<'_, Changed> {
-        self.run(move |core| core.update(request))
+        self.run(move |core| core.metrics.update(|| core.update(request)))
     }
 
     fn detach(&self, id: SandboxId) -> Answer<'_, ()> {

@@ -166,6 +166,16 @@ impl Kernel {
 /// # Errors
 /// If the kernel refuses; with the verifier's log.
 pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Result<Ebpf, KernelError> {
+    let mut ebpf = open_object(maps, settings, mark)?;
+    for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
+        classifier(&mut ebpf, name)?.load().map_err(program(name))?;
+    }
+    lookup(&mut ebpf)?.load().map_err(program(LOOKUP))?;
+    Ok(ebpf)
+}
+
+/// Makes the maps of the object. Its programs are still to be loaded.
+pub(super) fn open_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Result<Ebpf, KernelError> {
     let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let timeouts = [
         ("TCP_HALF_OPEN", nanos(settings.tcp_half_open)),
@@ -194,10 +204,6 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
     }
     let mut ebpf = loader.load(OBJECT)?;
     super::flows::seed(&mut ebpf)?;
-    for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
-        classifier(&mut ebpf, name)?.load().map_err(program(name))?;
-    }
-    lookup(&mut ebpf)?.load().map_err(program(LOOKUP))?;
     Ok(ebpf)
 }
 

@@ -106,6 +106,16 @@ impl Policies {
         Ok(Self { shared, keeper })
     }
 
+    /// How many different ones are in force.
+    pub fn len(&self) -> usize {
+        lock(&self.shared.slots).used.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes over a slot that a sandbox uses already, if the kernel still has that very policy there.
     ///
     /// # Errors

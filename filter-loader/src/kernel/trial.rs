@@ -1,4 +1,4 @@
-//! A copy of the programs with maps of its own, to ask what becomes of a packet without it being sent: no map, ring
+//! A copy of the program with maps of its own, to ask what becomes of a packet without it being sent: no map, ring
 //! or interface of the running filter is touched.
 //!
 //! It is large (the table of connections is an array) and lives no longer than a question.
@@ -15,7 +15,7 @@ use filter_common::layout::{
 use filter_common::{Reason, RuleWord};
 use filter_policy::Compiled;
 
-use super::object::{Settings, classifier, load_object, take_map};
+use super::object::{Settings, classifier, open_object, take_map};
 use super::rings::Ring;
 use super::trie::{self, Trie};
 use super::{KernelError, map, program};
@@ -69,7 +69,8 @@ impl Trial {
         budget: Budget,
         compiled: &Compiled,
     ) -> Result<Self, KernelError> {
-        let mut ebpf = load_object(None, settings, NOBODYS_MARK)?;
+        let mut ebpf = open_object(None, settings, NOBODYS_MARK)?;
+        classifier(&mut ebpf, FROM_SANDBOX)?.load().map_err(program(FROM_SANDBOX))?;
         let trie = Trie::create()?;
         trie.fill(&compiled.entries)?;
         trie::publish(take_map(&mut ebpf, "TRIES")?.fd().as_fd(), &[(SLOT, &trie)])?;

@@ -15,7 +15,7 @@ use crate::protocol::event::{Event, SCHEMA};
 
 /// What an event is called.
 const OPEN: &str = "open";
-const CLOSE: &str = "close";
+pub(super) const CLOSE: &str = "close";
 pub(super) const DENY: &str = "deny";
 
 /// What the kernel tells. `None`: not of this version.
