@@ -69,7 +69,7 @@ pub const fn judge(packet: &Packet, rule: RuleWord) -> Reason {
         (Class::Denied | Class::Inspected | Class::Resolver, _) => Reason::DeniedCidr,
         // No trie has it.
         (Class::Named, _) => Reason::Guarded,
-        (Class::Unmatched, _) => Reason::Default,
+        (Class::Unmatched | Class::Observed, _) => Reason::Default,
     }
 }
 
@@ -87,7 +87,7 @@ const fn carries_connections(packet: &Packet) -> bool {
 /// The port of DNS (RFC 1035 section 4.2), as it lies in a packet.
 const DNS: u16 = 53_u16.to_be();
 
-/// Whether a packet that [`judge`] would deny goes to the inspector instead, who judges it by name:
+/// Whether a packet goes to the inspector, who judges it by name, whatever [`judge`] would say:
 /// queries to a resolver that the policy opens, and TCP to a port where connections say whom they mean.
 /// `is_inspected` knows those ports, as they lie in a packet.
 #[inline(always)]
@@ -98,7 +98,7 @@ pub fn is_punted(packet: &Packet, rule: RuleWord, is_inspected: impl Fn(u16) -> 
     match (rule.class(), packet.kind) {
         (Class::Resolver, Kind::Udp) => packet.dst_port == DNS,
         (Class::Resolver, Kind::Tcp) => packet.dst_port == DNS || is_inspected(packet.dst_port),
-        (Class::Inspected, Kind::Tcp) => is_inspected(packet.dst_port),
+        (Class::Inspected | Class::Observed, Kind::Tcp) => is_inspected(packet.dst_port),
         _ => false,
     }
 }
@@ -120,7 +120,7 @@ pub const fn belongs_to_inspector(rule: RuleWord) -> bool {
 #[inline(always)]
 pub const fn permits(held: RuleWord, rule: RuleWord) -> bool {
     match rule.class() {
-        Class::Allowed | Class::Unmatched => true,
+        Class::Allowed | Class::Unmatched | Class::Observed => true,
         Class::Resolver => belongs_to_inspector(held),
         Class::Inspected => matches!(held.class(), Class::Inspected | Class::Named),
         Class::Denied | Class::Guarded | Class::Named => false,
@@ -139,7 +139,7 @@ pub const fn held_under(held: RuleWord, rule: RuleWord) -> RuleWord {
 pub const fn reason_of(rule: RuleWord) -> Reason {
     match rule.class() {
         Class::Allowed => Reason::AllowedCidr,
-        Class::Unmatched => Reason::Default,
+        Class::Unmatched | Class::Observed => Reason::Default,
         Class::Named => Reason::AllowedName,
         Class::Resolver => Reason::Dns,
         Class::Denied | Class::Inspected => Reason::DeniedCidr,

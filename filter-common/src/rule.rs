@@ -18,6 +18,9 @@ pub enum Class {
     Resolver = 5,
     /// No trie says this: a name allowed the connection. The number is the entry's index in `allowOut`.
     Named = 6,
+    /// No rule is about the address, and none is to be: it is being learned what the sandbox does. As
+    /// [`Self::Unmatched`], but web connections go to the inspector, who sees whom they name.
+    Observed = 7,
 }
 
 /// The trie's value: the class in the top four bits, the number of the rule within its class below.
@@ -63,6 +66,7 @@ impl RuleWord {
             4 => Class::Inspected,
             5 => Class::Resolver,
             6 => Class::Named,
+            7 => Class::Observed,
             _ => Class::Guarded,
         }
     }
@@ -72,7 +76,12 @@ impl RuleWord {
     pub const fn without_names(self) -> Self {
         match self.class() {
             Class::Inspected | Class::Resolver => Self::new(Class::Denied, self.number()),
-            Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded | Class::Named => self,
+            Class::Unmatched
+            | Class::Allowed
+            | Class::Denied
+            | Class::Guarded
+            | Class::Named
+            | Class::Observed => self,
         }
     }
 
@@ -97,6 +106,7 @@ mod tests {
             Class::Inspected,
             Class::Resolver,
             Class::Named,
+            Class::Observed,
         ];
         for class in classes {
             for number in [0, 1, 1_000_000, RuleWord::MAX_NUMBER] {

@@ -28,7 +28,9 @@ impl Outcome {
         match rule.class() {
             Class::Inspected => Self::Punt(None),
             Class::Named | Class::Resolver => Self::Punt(Some(reason)),
-            Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded => Self::Pass(reason),
+            Class::Unmatched | Class::Allowed | Class::Denied | Class::Guarded | Class::Observed => {
+                Self::Pass(reason)
+            }
         }
     }
 }
@@ -412,7 +414,7 @@ fn without_connection(
         Kind::LaterFragment if !sandbox.owns(packet.dst) => Err(Reason::Inbound),
         // Worth nothing without its first fragment, which does belong to a connection.
         Kind::LaterFragment => match policy::rule(policy, packet.src).class() {
-            Class::Allowed | Class::Unmatched => Ok(Reason::Reply),
+            Class::Allowed | Class::Unmatched | Class::Observed => Ok(Reason::Reply),
             _ if by_host => Ok(Reason::Reply),
             Class::Denied | Class::Guarded | Class::Inspected | Class::Resolver | Class::Named => {
                 Err(Reason::Fragment)

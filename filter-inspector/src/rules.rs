@@ -27,7 +27,7 @@ pub enum Target {
     /// To an address that the filter resolves.
     Name(Name),
     /// To the address that the sandbox chose, which the policy allows by itself. That happens only when the
-    /// policy was replaced between the kernel's verdict and this one.
+    /// policy was replaced between the kernel's verdict and this one, or while it is being learned.
     Address(IpAddr),
 }
 
@@ -67,7 +67,7 @@ impl Rules {
         let rule = self.address(destination);
         match rule.class() {
             Class::Allowed => self.to_address(destination, Reason::AllowedCidr, rule),
-            Class::Unmatched => self.to_address(destination, Reason::Default, rule),
+            Class::Unmatched | Class::Observed => self.to_address(destination, Reason::Default, rule),
             Class::Guarded => Verdict::Deny { reason: Reason::Guarded, rule },
             Class::Denied | Class::Inspected | Class::Resolver | Class::Named => {
                 let reason = match named {
@@ -84,7 +84,7 @@ impl Rules {
     pub fn permits(&self, name: Option<&Name>, resolved: IpAddr) -> bool {
         let named =
             name.is_some_and(|name| self.names.find(name).is_some()) && !self.guard.contains(resolved);
-        named || matches!(self.address(resolved).class(), Class::Allowed | Class::Unmatched)
+        named || matches!(self.address(resolved).class(), Class::Allowed | Class::Unmatched | Class::Observed)
     }
 
     fn to_address(&self, destination: IpAddr, reason: Reason, rule: RuleWord) -> Verdict {

@@ -27,6 +27,7 @@ use crate::{
     error::ControlError,
     protocol::{
         AttachRequest, MAX_DOCUMENT, SandboxId, Show, Stats, Summary,
+        event::Told,
         explain::{ExplainRequest, Explained},
     },
 };
@@ -108,6 +109,31 @@ impl Client {
     /// See [`Self::attach`].
     pub fn explain(&self, request: &ExplainRequest) -> Result<Explained, ControlError> {
         self.ask(Method::POST, "/v1/explain", Some(request))
+    }
+
+    /// Has the policy in force again that a sandbox had before it was learned what it does.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub async fn end_learning(&self, id: &SandboxId) -> Result<(), ControlError> {
+        self.exchange(Method::DELETE, &learning(id), Bytes::new()).await.map(drop)
+    }
+
+    /// Allows a sandbox everything and hands what it does to `each`, until `stop` is ready.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub async fn learn(
+        &self,
+        id: &SandboxId,
+        mut each: impl FnMut(Told),
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), ControlError> {
+        let each = |told| {
+            each(told);
+            ControlFlow::Continue(())
+        };
+        self.stream_until(Method::POST, &learning(id), each, stop).await
     }
 
     /// What the daemon finds of its own health.
@@ -202,13 +228,17 @@ impl Client {
     }
 
     fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ControlError> {
-        let (status, answer) = runtime()?.block_on(async {
+        runtime()?.block_on(self.exchange(method, path, body))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ControlError> {
+        let (status, answer) = {
             let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
             match timeout(self.patience, exchange(stream, method, path, body)).await {
                 Ok(answer) => answer.map_err(|error| interrupted(&error)),
                 Err(_) => Err(self.too_late()),
-            }
-        })?;
+            }?
+        };
         if status.is_success() {
             return Ok(answer);
         }
@@ -284,7 +314,15 @@ fn refused(status: StatusCode, answer: &[u8]) -> Result<ControlError, ControlErr
     Ok(refusal.error.unwrap_or_else(|| plain(refusal.message)))
 }
 
-fn runtime() -> Result<runtime::Runtime, ControlError> {
+fn learning(id: &SandboxId) -> String {
+    format!("/v1/attachments/{id}/learning")
+}
+
+/// What a command waits with for the daemon.
+///
+/// # Errors
+/// If this process can have no more descriptors.
+pub fn runtime() -> Result<runtime::Runtime, ControlError> {
     runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -33,6 +33,10 @@ pub trait Control: Send + Sync + 'static {
     fn show(&self, id: SandboxId, with_tokens: bool) -> Answer<'_, Show>;
     /// The numbers of one sandbox, or of all.
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats>;
+    /// Allows a sandbox everything, to learn what it does, until told to end.
+    fn begin_learning(&self, id: SandboxId) -> Answer<'_, ()>;
+    /// Puts the policy in force again that a sandbox had before; nothing if it has it.
+    fn end_learning(&self, id: SandboxId) -> Answer<'_, ()>;
     /// What would become of a connection.
     fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained>;
     /// What only the daemon knows of its own health.

@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod error;
 pub mod explain;
 pub mod kernel;
+pub mod learn;
 pub mod limits;
 pub mod metrics;
 pub mod netlink;

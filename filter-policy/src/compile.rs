@@ -48,6 +48,10 @@ pub fn compile(policy: &Policy, guard: &Guard) -> Compiled {
     if inspect {
         open_to_names(&mut compiled);
     }
+    // No document has names and denies nothing.
+    if inspect && policy.deny_out.is_empty() && policy.allow_internet_access {
+        compiled.entries.insert(0, (Prefix::EVERYTHING, word(Class::Observed, 0)));
+    }
     compiled
 }
 
@@ -153,6 +157,6 @@ fn rank(class: Class, precedence: Precedence) -> u8 {
         (Class::Guarded, _) => 0,
         (Class::Allowed, Precedence::AllowFirst) | (Class::Denied, Precedence::DenyFirst) => 1,
         (Class::Denied, Precedence::AllowFirst) | (Class::Allowed, Precedence::DenyFirst) => 2,
-        (Class::Unmatched | Class::Inspected | Class::Resolver | Class::Named, _) => 3,
+        (Class::Unmatched | Class::Inspected | Class::Resolver | Class::Named | Class::Observed, _) => 3,
     }
 }

@@ -129,6 +129,18 @@ impl Policy {
         }
     }
 
+    /// This policy as it is while it is being learned what a sandbox does: nothing is denied but what the platform
+    /// guards, and names are looked at all the same. No document says that.
+    pub fn observing(&self) -> Self {
+        Self {
+            allow_internet_access: true,
+            allow_out: vec![AllowEntry::Domain(HostPattern::Any)],
+            deny_out: Vec::new(),
+            precedence: Precedence::AllowFirst,
+            ..self.clone()
+        }
+    }
+
     /// Whether any entry allows by name, so that connections have to be inspected.
     pub fn has_domains(&self) -> bool {
         self.allow_out.iter().any(AllowEntry::is_domain)
@@ -157,7 +169,7 @@ impl Policy {
             // The rule that `compile` adds after those of `denyOut`.
             Class::Denied => (!self.allow_internet_access && number == self.deny_out.len())
                 .then(|| "/allowInternetAccess".to_owned()),
-            Class::Guarded | Class::Unmatched | Class::Inspected | Class::Resolver => None,
+            Class::Guarded | Class::Unmatched | Class::Inspected | Class::Resolver | Class::Observed => None,
         }
     }
 

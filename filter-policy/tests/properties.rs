@@ -289,7 +289,8 @@ proptest! {
                 | Class::Guarded
                 | Class::Inspected
                 | Class::Resolver
-                | Class::Named => before.class(),
+                | Class::Named
+                | Class::Observed => before.class(),
             };
             prop_assert_eq!(now.class(), expected, "{}", addr);
         }

@@ -7,7 +7,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use anyhow::{Context as _, Result, ensure};
-use filter_tests::{Service, Talk, Topology};
+use filter_tests::hickory_proto::rr::RecordType;
+use filter_tests::{Daemon, Service, Talk, Topology};
 use serde_json::{Value, json};
 
 use names_support::hello::hello;
@@ -97,7 +98,7 @@ fn busy() -> Result<Ground> {
     assert_eq!(sandbox.http_get(at(EVIL[0], 80), "denied.test", PATIENCE).result?.status, 403);
     let greeting = hello("allowed.test");
     sandbox.talk(at(EVIL[0], 443), &Talk::new().say(&greeting).until(&greeting).end())?;
-    let question = dns::query("allowed.test", filter_tests::hickory_proto::rr::RecordType::A);
+    let question = dns::query("allowed.test", RecordType::A);
     dns::ask(sandbox, at("8.8.8.8", 53), &question)?;
     ground.update(&policy)?;
     assert!(ground.control.update(ID, &json!({ "denyOut": ["x"] })).is_err());
@@ -162,7 +163,7 @@ fn everything_that_is_promised_is_there_and_counts_what_happened() -> Result<()>
 fn sandboxes_are_named_only_where_that_is_wanted() -> Result<()> {
     let topology = Topology::new()?;
     let sandbox = topology.sandbox(1)?;
-    let daemon = filter_tests::Daemon::on(&topology).config("[metrics]\nper_sandbox = true\n").start()?;
+    let daemon = Daemon::on(&topology).config("[metrics]\nper_sandbox = true\n").start()?;
     daemon.attach("one", &sandbox, &json!({}))?;
     let scrape = Scrape::of(&topology)?;
     for name in ["flows_active", "connection_limit_refused_total", "packets_total"] {

@@ -112,7 +112,7 @@ impl Forwarder {
 /// may have been replaced since, or while a connection is open.
 fn is_open(rules: &Rules, flow: &Flow) -> bool {
     match evaluate(&rules.compiled, flow.destination.ip().into()).class() {
-        Class::Resolver | Class::Allowed | Class::Unmatched => true,
+        Class::Resolver | Class::Allowed | Class::Unmatched | Class::Observed => true,
         Class::Denied | Class::Guarded | Class::Inspected | Class::Named => false,
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How often a listener is shown that the daemon is there, while nothing happens.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Which events.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -98,7 +98,7 @@ pub(super) fn told(reader: Reader, follow: bool) -> impl Stream<Item = Arc<Told>
     .flatten()
 }
 
-fn document(told: &Told) -> sse::Event {
+pub(super) fn document(told: &Told) -> sse::Event {
     // Plain data with text for keys: there is nothing in it that JSON cannot have.
     sse::Event::default().json_data(told).unwrap_or_default()
 }

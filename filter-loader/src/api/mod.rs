@@ -1,6 +1,6 @@
 //! The control API: HTTP on the control socket and, where it is configured, on TCP.
 //!
-//! [`sandboxes`] and [`network`] are E2B's routes, so that its SDKs work unmodified; [`attachments`], [`explain`] and
+//! [`sandboxes`] and [`network`] are E2B's routes, so that its SDKs work unmodified; [`attachments`], [`explain`], [`learn`] and
 //! [`events`] are the project's own, which the command line uses. The control socket serves both, and whoever may open it is
 //! the operator. TCP serves the former to holders of keys ([`keys`]). [`listen`] takes connections, [`error`] is how
 //! refusals look, [`openapi`] describes all of it as generated from the code.
@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod explain;
 pub mod keys;
+pub mod learn;
 pub mod listen;
 pub mod network;
 pub mod openapi;

@@ -12,7 +12,7 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Api, attachments, events, explain, network, sandboxes};
+use super::{Api, attachments, events, explain, learn, network, sandboxes};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
@@ -42,6 +42,7 @@ pub(super) fn routes(for_operator: bool) -> (Router<Arc<Api>>, OpenApi) {
             .routes(routes!(attachments::replace, attachments::merge))
             .routes(routes!(attachments::stats))
             .routes(routes!(explain::explain))
+            .routes(routes!(learn::learn, learn::end))
             .routes(routes!(events::observe))
             .routes(routes!(attachments::doctor))
             .routes(routes!(attachments::version));

@@ -74,8 +74,12 @@ pub enum Command {
     Stats(StatsArgs),
     /// Say what would become of a connection, and which rule decides; exits 0 for allow and 10 for deny
     Explain(ExplainArgs),
+    /// Show what sandboxes do, live: connections against limits, denials, rates
+    Top(SocketArgs),
     /// Show what happened to the flows of sandboxes, and what happens
     Observe(ObserveArgs),
+    /// Allow a sandbox everything for a while, and print the smallest policy that covers what it did
+    Learn(LearnArgs),
     /// Validate a policy and print its compiled form; needs no daemon and no privileges
     Check(CheckArgs),
     /// Examine the kernel, the privileges, and what is attached and enforced
@@ -183,6 +187,31 @@ pub struct ExplainArgs {
     pub socket: SocketArgs,
 }
 
+/// `learn`
+#[derive(Args, Debug)]
+pub struct LearnArgs {
+    /// Name of the sandbox
+    pub id: SandboxId,
+    /// For so long, such as 10m [default: until interrupted]
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub time: Option<Duration>,
+    /// How the policy is written
+    #[arg(long, value_name = "FORMAT", default_value = "toml")]
+    pub format: LearnFormat,
+    /// Which daemon is asked.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// How a learned policy is written, with comments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LearnFormat {
+    /// TOML
+    Toml,
+    /// YAML
+    Yaml,
+}
+
 /// `observe`
 #[derive(Args, Debug)]
 pub struct ObserveArgs {
@@ -215,6 +244,9 @@ pub enum DecisionArg {
 /// `check`
 #[derive(Args, Debug)]
 pub struct CheckArgs {
+    /// Say what a change from one policy to another opens and closes
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], conflicts_with_all = ["PolicyArgs", "file"])]
+    pub diff: Option<Vec<PathBuf>>,
     /// Policy file; the same as --policy
     #[arg(conflicts_with = "PolicyArgs")]
     pub file: Option<PathBuf>,

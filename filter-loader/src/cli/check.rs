@@ -107,7 +107,7 @@ fn entries(policy: &Policy, compiled: &Compiled) -> Vec<Entry> {
 
 const fn verdict(class: Class) -> &'static str {
     match class {
-        Class::Allowed | Class::Unmatched => "allow",
+        Class::Allowed | Class::Unmatched | Class::Observed => "allow",
         // What names may open after all stands in `inspect`.
         Class::Denied | Class::Inspected => "deny",
         Class::Resolver => "dns",

@@ -134,7 +134,13 @@ impl Core {
             slot: reservation.slot,
             tenant: reservation.tenant,
             created_at: SystemTime::now(),
-            in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
+            in_force: Mutex::new(InForce {
+                template,
+                previous: None,
+                wanted: None,
+                generation: 0,
+                lease: None,
+            }),
             judged_by: JudgedBy::default(),
         };
         let sandbox = Arc::new(sandbox);
@@ -198,7 +204,7 @@ impl Core {
     pub fn update(&self, request: UpdateRequest) -> Result<Changed, ControlError> {
         let sandbox = self.registry.get(&request.id)?;
         let mut in_force = sandbox.in_force();
-        let there = in_force.template.policy.clone();
+        let there = in_force.asked_for().clone();
         let tag = || etag(in_force.generation.into(), &there.hash().to_string());
         if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
             return Err(ControlError::precondition_failed());
@@ -208,7 +214,14 @@ impl Core {
         policy.allow_public_traffic = there.allow_public_traffic;
         policy.mask_request_host.clone_from(&there.mask_request_host);
         let policy_hash = policy.hash().to_string();
-        self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
+        let template = self.template(policy)?;
+        // Whoever was learning learns no more.
+        let (wanted, before) = (in_force.wanted.take(), in_force.generation);
+        self.replace(&sandbox, &mut in_force, template).inspect_err(|_| {
+            if in_force.generation == before {
+                in_force.wanted = wanted;
+            }
+        })?;
         Ok(Changed { generation: in_force.generation.into(), policy_hash })
     }
 
@@ -246,7 +259,8 @@ impl Core {
     ) -> Result<Option<Lease>, ControlError> {
         let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
-        if let Err(error) = self.state.save(&Record::of(sandbox, generation, &template.policy)) {
+        let wanted = in_force.wanted.as_ref().unwrap_or(&template.policy);
+        if let Err(error) = self.state.save(&Record::of(sandbox, generation, wanted)) {
             self.kernel.policies.release(lease);
             return Err(error);
         }

@@ -104,7 +104,7 @@ impl Core {
             slot: record.slot,
             tenant: record.tenant,
             created_at: record.created_at,
-            in_force: Mutex::new(InForce { template, previous: None, generation, lease }),
+            in_force: Mutex::new(InForce { template, previous: None, wanted: None, generation, lease }),
             judged_by,
         });
         self.registry.adopt(sandbox.clone())?;

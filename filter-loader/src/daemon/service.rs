@@ -117,6 +117,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         core.feed.close();
         ending.abort();
         serving.join_all().await;
+        blocking(&core, Core::end_all_learning).await?;
         watching.abort();
         inspector.stop().await;
         Ok(())

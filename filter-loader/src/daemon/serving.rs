@@ -117,6 +117,14 @@ impl Control for Service {
         self.run(move |core| core.stats(id.as_ref()))
     }
 
+    fn begin_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        self.run(move |core| core.begin_learning(&id))
+    }
+
+    fn end_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        self.run(move |core| core.end_learning(&id))
+    }
+
     fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained> {
         self.run(move |core| core.explain(request))
     }

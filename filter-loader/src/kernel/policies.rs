@@ -106,6 +106,15 @@ impl Policies {
         Ok(Self { shared, keeper })
     }
 
+    /// Whether what was leased is still what its slot holds.
+    ///
+    /// # Errors
+    /// If the kernel's map cannot be read.
+    pub fn holds(&self, lease: &Lease) -> Result<bool, KernelError> {
+        let there = lock(&self.shared.numbers).get(&lease.slot, 0).map_err(map("POLICIES"))?;
+        Ok(there.hash == lease.hash)
+    }
+
     /// How many different ones are in force.
     pub fn len(&self) -> usize {
         lock(&self.shared.slots).used.len()

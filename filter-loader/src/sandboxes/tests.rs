@@ -110,6 +110,14 @@ impl Control for FakeControl {
         Box::pin(async { Ok(Stats::new(Vec::new(), 0)) })
     }
 
+    fn begin_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        Box::pin(async move { self.find(&id).map(drop) })
+    }
+
+    fn end_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        Box::pin(async move { self.find(&id).map(drop) })
+    }
+
     fn explain(&self, _: ExplainRequest) -> Answer<'_, Explained> {
         Box::pin(async { Err(ControlError::failed("there is no kernel to ask")) })
     }
