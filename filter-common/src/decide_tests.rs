@@ -106,7 +106,7 @@ fn a_mapped_destination_is_guarded_whatever_the_rule() {
 
 #[test]
 fn a_rule_that_cannot_be_read_guards() {
-    for bits in [7_u32 << 28, 9 << 28, u32::MAX] {
+    for bits in [8_u32 << 28, 9 << 28, u32::MAX] {
         assert_eq!(judge(&of_kind(Kind::Tcp), RuleWord::from_bits(bits)), Reason::Guarded);
         assert!(!is_punted(&of_kind(Kind::Tcp), RuleWord::from_bits(bits), |_| true));
         assert!(!permits(rule(Class::Named), RuleWord::from_bits(bits)));
