@@ -136,6 +136,14 @@ impl Client {
         self.stream_until(Method::POST, &learning(id), each, stop).await
     }
 
+    /// Makes every token of before invalid.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub fn rotate_tokens(&self) -> Result<(), ControlError> {
+        self.send(Method::POST, "/v1/tokens/rotate", Bytes::new()).map(drop)
+    }
+
     /// What the daemon finds of its own health.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub trait Control: Send + Sync + 'static {
     fn end_learning(&self, id: SandboxId) -> Answer<'_, ()>;
     /// What would become of a connection.
     fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained>;
+    /// Makes every token of before invalid.
+    fn rotate_tokens(&self) -> Answer<'_, ()>;
     /// What only the daemon knows of its own health.
     fn doctor(&self) -> Answer<'_, Value>;
 }

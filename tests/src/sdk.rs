@@ -1,16 +1,14 @@
 //! E2B's SDKs as their registries have them, each in a process of its own that does what it is told, line by line.
-//!
-//! They are installed once, into a directory below `target`, through `pip` and `npm`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
+use crate::installed::{node, python};
 use crate::netns::Netns;
 use crate::process::Process;
 
@@ -68,7 +66,7 @@ impl SdkKind {
         };
         command
             .env("E2B_API_URL", api_url)
-            .env("E2B_SANDBOX_URL", "http://127.0.0.1:9")
+            .env("E2B_SANDBOX_URL", "http://127.0.0.1:8080")
             .env("E2B_DOMAIN", "sandbox.localhost")
             .env("E2B_API_KEY", key)
             .stdin(Stdio::piped())
@@ -104,52 +102,11 @@ impl Sdk {
     }
 }
 
-/// A virtual environment with these packages, made if it is not there yet.
-pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf> {
-    installed(&format!("python-{name}"), |home| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(home))?;
-        let mut pip = Command::new(home.join("bin/pip"));
-        run(pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(packages))
-    })
-}
-
 fn javascript(version: &str) -> Result<PathBuf> {
-    let home = installed(&format!("node-e2b-{version}"), |home| {
-        fs::create_dir_all(home)?;
-        let mut npm = Command::new("npm");
-        let package = format!("e2b@{version}");
-        run(npm.current_dir(home).args(["install", "--silent", "--no-audit", "--no-fund", &package]))
-    })?;
+    let home = node(&format!("e2b-{version}"), &[&format!("e2b@{version}")])?;
     // Of this build, not of the one that installed it; tests run side by side, so in one piece.
     let (new, driver) = (home.join(format!(".driver-{}", std::process::id())), home.join("driver.mjs"));
     fs::write(&new, JAVASCRIPT)?;
     fs::rename(new, driver)?;
     Ok(home)
-}
-
-/// A directory that `install` has filled, once for all processes that want it.
-fn installed(name: &str, install: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/sdk");
-    fs::create_dir_all(&cache)?;
-    let cache = cache.canonicalize()?;
-    let lock = File::create(cache.join(format!("{name}.lock")))?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-    let (home, done) = (cache.join(name), cache.join(format!("{name}.done")));
-    if !done.exists() {
-        // What an interrupted attempt has left.
-        if home.exists() {
-            fs::remove_dir_all(&home)?;
-        }
-        install(&home)
-            .with_context(|| format!("cannot install {name}; the registry must be reachable once"))?;
-        File::create(done)?;
-    }
-    Ok(home)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed: {said}");
-    Ok(())
 }

@@ -77,11 +77,27 @@ impl Ca {
         self.0.pem()
     }
 
+    /// The chain and the key, both as PEM, of a server called `name` that is a program of its own.
+    pub fn issue(&self, name: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
+        Ok((leaf.pem(), key.serialize_pem()))
+    }
+
     fn key_for(&self, name: &str) -> Result<CertifiedKey> {
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;
         let private = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         Ok(CertifiedKey::from_der(vec![leaf.der().clone()], private, &ring::default_provider())?)
+    }
+
+    /// What a server has that answers for every name.
+    pub(crate) fn server_config(&self) -> Result<ServerConfig> {
+        let resolver = Arc::new(EveryName { ca: self.clone(), keys: Mutex::default() });
+        Ok(ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(resolver))
     }
 
     fn client_config(&self) -> Result<Arc<ClientConfig>> {
@@ -116,12 +132,7 @@ impl Ca {
 impl TlsServer {
     /// Starts a server whose certificates are `ca`'s.
     pub fn start(netns: &Netns, ca: &Ca, service: TlsService, port: u16) -> Result<Self> {
-        let resolver = Arc::new(EveryName { ca: ca.clone(), keys: Mutex::default() });
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
-        let (config, tally) = (Arc::new(config), Arc::new(Tally::default()));
+        let (config, tally) = (Arc::new(ca.server_config()?), Arc::new(Tally::default()));
         let counts = Arc::clone(&tally);
         let workers = Workers::everywhere(netns, port, move |client| {
             // How a client ends is its own affair.

@@ -541,7 +541,7 @@ fn what_is_under_way_is_judged_by_what_is_in_force_then() -> Result<()> {
     // A name that takes its time to resolve, and is not allowed any more once it has.
     ground.update(&usual_policy())?;
     ground.zone.set("slow.wild.test", &GOOD)?;
-    ground.zone.behave("slow.wild.test", Behaviour::Slow(Duration::from_millis(600)));
+    ground.zone.behave("slow.wild.test", Behaviour::Slow(Duration::from_millis(1500)));
     let before = ground.before()?;
     let arrived = ground.tls_connections();
     let mut slow = begin(&hello("slow.wild.test"))?;

@@ -179,7 +179,7 @@ fn a_flood_is_not_answered_in_full() -> Result<()> {
     // Two thousand in each tenth of a second, of which the first and the last may be begun.
     let windows = (took.as_millis() / 100) as u64 + 2;
     ensure!(refusals <= 2000 * windows, "{refusals} refusals in {took:?}");
-    ensure!((1000..PACKETS).contains(&refusals), "{refusals} refusals in {took:?}");
+    ensure!(refusals >= 1000, "{refusals} refusals in {took:?}");
     ensure!(!ground.arrived_since(&before)?.iter().any(|seen| seen.to == to.ip()), "some arrived");
 
     // It harms nobody, not even itself.
@@ -197,7 +197,8 @@ fn a_flood_is_not_answered_in_full() -> Result<()> {
         let counted = sum(&|event| told.is(event), "count");
         let dropped = sum(&|event| event["event"] == "dropped", "dropped");
         if counted + dropped >= PACKETS {
-            ensure!(counted > 0 && dropped > 0, "{counted} told, {dropped} dropped");
+            // Six thousand in each tenth of a second: a slow flood is told whole.
+            ensure!((1..=6000 * windows).contains(&counted), "{counted} told, {dropped} dropped in {took:?}");
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "{counted} told, {dropped} dropped");

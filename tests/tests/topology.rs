@@ -141,10 +141,11 @@ fn streams_keep_their_pace() -> Result<()> {
 
     let mut stream = sandbox.tcp_connect(([203, 0, 113, 10], 9), PATIENCE).result?;
     let (start, mut got, mut buffer) = (Instant::now(), 0, vec![0; 65_536]);
-    while start.elapsed() < Duration::from_millis(500) {
+    while got < 500_000 {
         got += stream.read(&mut buffer)?;
     }
-    assert!((300_000..700_000).contains(&got), "{got} bytes in half a second at a million a second");
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(300), "{got} bytes at a million a second in {took:?}");
 
     let mut stream = sandbox.tcp_connect(([203, 0, 113, 10], 10), PATIENCE).result?;
     stream.write_all(&buffer)?;

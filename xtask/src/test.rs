@@ -24,6 +24,8 @@ const TIERS: &[Tier] = &[
             "-p",
             "filter-inspector",
             "-p",
+            "filter-gateway",
+            "-p",
             "xtask",
             "--all-targets",
         ],
@@ -43,7 +45,7 @@ pub struct Args {
 /// Runs all tiers, also when one fails, and says which did.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runner = root_runner()?;
-    tool::ensure(TOOLS, "`cargo xtask test`")?;
+    tool::ensure(filter_tests::PROGRAMS, "`cargo xtask test`")?;
     crate::build_ebpf::run()?;
     tool::run(
         Command::new("cargo").current_dir(tool::root()).args(["build", "-p", "filter-loader"]),
@@ -75,9 +77,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
-
-/// Tools that tests look at the kernel with, and the Debian packages that have them.
-const TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("tc", "iproute2"), ("bpftool", "bpftool")];
 
 /// What makes cargo start each test as root: nothing is built as root, and nothing but tests runs so.
 fn root_runner() -> Result<Option<(String, String)>> {

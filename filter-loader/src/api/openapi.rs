@@ -44,6 +44,7 @@ pub(super) fn routes(for_operator: bool) -> (Router<Arc<Api>>, OpenApi) {
             .routes(routes!(explain::explain))
             .routes(routes!(learn::learn, learn::end))
             .routes(routes!(events::observe))
+            .routes(routes!(attachments::rotate_tokens))
             .routes(routes!(attachments::doctor))
             .routes(routes!(attachments::version));
     }

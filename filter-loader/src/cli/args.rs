@@ -80,6 +80,8 @@ pub enum Command {
     Observe(ObserveArgs),
     /// Allow a sandbox everything for a while, and print the smallest policy that covers what it did
     Learn(LearnArgs),
+    /// Make all tokens of public URLs and controllers invalid; `show --tokens` has the new ones
+    RotateTokens(SocketArgs),
     /// Validate a policy and print its compiled form; needs no daemon and no privileges
     Check(CheckArgs),
     /// Examine the kernel, the privileges, and what is attached and enforced

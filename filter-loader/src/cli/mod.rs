@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use self::{
     args::{AttachArgs, Cli, Command, SocketArgs, UpdateArgs},
-    output::{Detached, Printer},
+    output::{Detached, Printer, Rotated},
 };
 use crate::{client::Client, config::Config, error::ControlError, protocol::AttachRequest};
 
@@ -100,6 +100,10 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
         Command::List(socket) => printer.print(&client(socket)?.list()?),
         Command::Show(args) => printer.print(&client(args.id.socket)?.show(&args.id.id, args.tokens)?),
         Command::Stats(args) => printer.print(&client(args.socket)?.stats(args.id.as_ref())?),
+        Command::RotateTokens(socket) => {
+            client(socket)?.rotate_tokens()?;
+            printer.print(&Rotated { rotated: true })
+        }
         Command::Explain(args) => {
             let config = config()?;
             let path = args.socket.socket.clone().unwrap_or_else(|| config.paths.socket.clone());

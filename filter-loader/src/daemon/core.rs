@@ -13,12 +13,13 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::feed::Feed;
+use super::ingress::Ingress;
 use super::inspection::Inspection;
-use super::registry::{InForce, JudgedBy, Registry, Sandbox};
+use super::registry::{InForce, JudgedBy, Public, Registry, Sandbox};
 use super::scrape::Departed;
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
-use super::tokens::Seed;
+use super::tokens::TokenSeed;
 use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
@@ -46,8 +47,10 @@ pub struct Core {
     pub templates: Templates,
     /// Who judges by name.
     pub inspection: Inspection,
+    /// Who lets callers in.
+    pub ingress: Ingress,
     /// What sandboxes' secrets are derived from.
-    pub seed: Seed,
+    pub seed: TokenSeed,
     /// What happened of late.
     pub feed: Feed,
     /// What is counted.
@@ -73,7 +76,7 @@ impl Core {
         kernel: Kernel,
         netlink: Netlink,
         state: StateDir,
-        seed: Seed,
+        seed: TokenSeed,
         guard: Guard,
     ) -> Self {
         Self {
@@ -88,6 +91,7 @@ impl Core {
             feed: Feed::default(),
             metrics: Metrics::default(),
             departed: Departed::default(),
+            ingress: Ingress::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -120,6 +124,7 @@ impl Core {
     /// Nothing is attached then.
     pub fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
         let policy = self.policy(request.policy)?;
+        let public = Public::of(&policy);
         let template = self.template(policy)?;
         let link = self.link(&request.iface)?;
         let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
@@ -142,6 +147,7 @@ impl Core {
                 lease: None,
             }),
             judged_by: JudgedBy::default(),
+            public,
         };
         let sandbox = Arc::new(sandbox);
         // Pins that an interrupted attach left under this name may be of another interface.
@@ -339,6 +345,7 @@ impl Core {
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
         // What came to the inspector in between.
         self.inspection.forget(sandbox.tenant);
+        self.ingress.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
         self.kernel.sandboxes.clear(sandbox.slot)?;

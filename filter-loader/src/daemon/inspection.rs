@@ -233,7 +233,7 @@ impl Core {
         let is_open = self.block_on(way.is_open(&self.netlink)).map_err(|error| {
             ControlError::failed(format!("the host does not say what its routing rules are: {error}"))
         })?;
-        Ok(Some(if is_open && self.kernel.punts.is_attached() {
+        Ok(Some(if is_open && self.kernel.punts.is_attached()? {
             Finding::new(CHECK, Status::Ok, "connections by name reach it")
         } else {
             Finding::new(

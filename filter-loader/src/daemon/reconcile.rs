@@ -9,7 +9,7 @@ use filter_common::layout::PolicyWord;
 use filter_policy::Policy;
 
 use super::core::Core;
-use super::registry::{InForce, JudgedBy, Sandbox};
+use super::registry::{InForce, JudgedBy, Public, Sandbox};
 use super::state::Record;
 use crate::error::{ControlError, ErrorCode};
 use crate::netlink::Link;
@@ -74,6 +74,7 @@ impl Core {
                 record.id
             ))
         })?;
+        let public = Public::of(&policy);
         let template = self.templates.of(&Arc::new(policy), &self.guard());
         if template.compiled.inspect
             && let Err(error) = self.open_way_to_inspector()
@@ -106,6 +107,7 @@ impl Core {
             created_at: record.created_at,
             in_force: Mutex::new(InForce { template, previous: None, wanted: None, generation, lease }),
             judged_by,
+            public,
         });
         self.registry.adopt(sandbox.clone())?;
         Ok(sandbox)

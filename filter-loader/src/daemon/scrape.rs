@@ -8,11 +8,12 @@ use axum::http::header;
 use axum::routing::get;
 use filter_common::layout::{FLOW_SETS, FLOW_WAYS, MAX_POLICIES, MAX_SANDBOXES};
 use filter_common::{Decision, Reason};
-use tokio::net::TcpListener;
+use filter_gateway::Counters;
 
 use super::core::Core;
 use super::service::blocking;
 use crate::api::error::ApiError;
+use crate::api::listen::{Bounds, Tcp};
 use crate::error::ControlError;
 use crate::kernel::sandboxes::Activity;
 use crate::metrics::{self, Asked, CONTENT_TYPE, Labels, direction};
@@ -112,6 +113,9 @@ impl Core {
             let labels: Labels = vec![("decision", decision.name().into()), ("rcode", rcode.into())];
             Asked::count(&asked.dns_queries, labels, count);
         }
+        for (code, count) in self.ingress.counters().into_iter().flat_map(Counters::by_code) {
+            Asked::count(&self.metrics.ingress_requests, vec![("code", code.to_string().into())], count);
+        }
         let places = u64::from(FLOW_SETS) * FLOW_WAYS as u64;
         for (map, entries, capacity) in [
             ("sandboxes", self.registry.len() as u64, u64::from(MAX_SANDBOXES)),
@@ -141,8 +145,8 @@ fn put(asked: &Asked, sums: &Sums, sandbox: Option<&str>) {
 
 /// Listens where metrics are to be had. That nobody can listen there is said and no more: what is enforced does not
 /// depend on who measures it.
-pub(super) async fn listen(address: SocketAddr) -> Option<TcpListener> {
-    match TcpListener::bind(address).await {
+pub(super) fn listen(address: SocketAddr, bounds: Bounds) -> Option<Tcp> {
+    match Tcp::bind(address, bounds) {
         Ok(listener) => Some(listener),
         Err(error) => {
             tracing::error!(%address, %error, "no metrics: cannot listen there ([metrics].listen)");

@@ -18,8 +18,8 @@ use super::journal::Journal;
 use super::registry::Sandbox;
 use super::serving::{keeper, serve_api};
 use super::state::StateDir;
-use super::tokens::Seed;
-use super::{cut, events, guard, inspection};
+use super::tokens::TokenSeed;
+use super::{cut, events, guard, ingress, inspection};
 use crate::config::Config;
 use crate::config::sections::Attach;
 use crate::error::{ControlError, ErrorCode};
@@ -79,7 +79,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     let journal = config.events.jsonl.as_deref().map(open).transpose();
     let journal = journal.map_err(failed("cannot write [events].jsonl"))?;
     let socket = config.paths.socket.clone();
-    let seed = Seed::open(&config.paths.state_dir)?;
+    let seed = TokenSeed::open(&config.paths.state_dir)?;
     let core = Arc::new(Core::new(config, kernel, netlink, state, seed, guard));
 
     let (told, inspected) = events::inspected();
@@ -103,6 +103,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         let sandboxes = Arc::new(keeper(&core)?);
         sandboxes.resume().await?;
         let (stop_serving, told) = watch::channel(false);
+        let gateway = ingress::start(&core, &sandboxes)?;
         let serving = serve_api(&core, &sandboxes, &told).await?;
         let watching = tokio::spawn(watch_host(core.clone(), sandboxes.clone(), changes));
         let ending = tokio::spawn(sandboxes.end_in_time());
@@ -116,7 +117,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         // Whoever observes would have the API wait for them.
         core.feed.close();
         ending.abort();
-        serving.join_all().await;
+        let _ = tokio::join!(serving.join_all(), gateway.stop());
         blocking(&core, Core::end_all_learning).await?;
         watching.abort();
         inspector.stop().await;

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::core::Core;
 use super::scrape;
 use super::service::blocking;
+use super::tokens::Seed;
 use crate::api::keys::Keys;
-use crate::api::listen::{self, Bounds, ControlSocket};
+use crate::api::listen::{self, Bounds, ControlSocket, Tcp};
 use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
@@ -54,20 +54,20 @@ pub(super) async fn serve_api(
     };
     let mut serving = JoinSet::new();
     if let Some(address) = config.api.listen {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
+        let listener = Tcp::bind(address, Bounds::default()).map_err(|error| {
             ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}"))
         })?;
-        let keys = Keys::new(config, &core.seed);
+        let keys = Keys::new(config, &Seed::of_owners(&config.paths.state_dir)?);
         if keys.is_empty() {
             tracing::warn!(%address, "nobody can use the API over TCP: there are no [[api_keys]]");
         }
         let router = api::for_keys(api.clone(), Arc::new(keys));
         serving.spawn(listen::serve(Bounds::default(), listener, router, told()));
     }
+    let bounds = Bounds { connections: 64, ..Bounds::default() };
     if let Some(address) = config.metrics.listen
-        && let Some(listener) = scrape::listen(address).await
+        && let Some(listener) = scrape::listen(address, bounds)
     {
-        let bounds = Bounds { connections: 64, ..Bounds::default() };
         serving.spawn(listen::serve(bounds, listener, scrape::routes(core.clone()), told()));
     }
     // The last one: whoever finds it there finds everything.
@@ -127,6 +127,10 @@ impl Control for Service {
 
     fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained> {
         self.run(move |core| core.explain(request))
+    }
+
+    fn rotate_tokens(&self) -> Answer<'_, ()> {
+        self.run(|core| core.seed.rotate())
     }
 
     fn doctor(&self) -> Answer<'_, Value> {

@@ -15,6 +15,7 @@ mod memory;
 pub mod object;
 pub mod policies;
 pub mod punts;
+mod query;
 pub mod rings;
 pub mod run;
 pub mod sandboxes;

@@ -12,7 +12,9 @@ use aya::programs::links::FdLink;
 use filter_common::RuleWord;
 use filter_common::layout::{FlowKey, Punt, PuntKey};
 
-use super::{KernelError, map, pins, program};
+use super::{KernelError, map, pins, program, query};
+
+const NAME: &str = "to_inspector";
 
 /// The maps and the program of punted connections.
 pub struct Punts {
@@ -25,7 +27,7 @@ pub struct Punts {
 
 /// Where the link of the program is pinned that finds the inspector's sockets.
 pub fn lookup_pin(bpffs: &Path) -> PathBuf {
-    bpffs.join("to_inspector")
+    bpffs.join(NAME)
 }
 
 impl Punts {
@@ -72,9 +74,7 @@ impl Punts {
     /// # Errors
     /// If the kernel refuses.
     pub fn attach(&self) -> Result<(), KernelError> {
-        const NAME: &str = "to_inspector";
-        let netns = Path::new("/proc/self/ns/net");
-        let here = File::open(netns).map_err(pins(netns))?;
+        let here = netns()?;
         let mut lookup = self.to_inspector.lock().unwrap_or_else(PoisonError::into_inner);
         let id = lookup.attach(here).map_err(program(NAME))?;
         let link = FdLink::from(lookup.take_link(id).map_err(program(NAME))?);
@@ -87,8 +87,23 @@ impl Punts {
         fs::rename(&new, &self.pin).map_err(pins(&self.pin))
     }
 
-    /// Whether the program is attached, by this daemon or an earlier one.
-    pub fn is_attached(&self) -> bool {
-        self.pin.exists()
+    /// Whether the kernel asks our program. The pin does not say so: a link can be detached and stay pinned.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn is_attached(&self) -> Result<bool, KernelError> {
+        let here = netns()?;
+        let asked = query::socket_lookups(here.as_fd()).map_err(|source| KernelError::System {
+            what: "asking which programs look up sockets",
+            source,
+        })?;
+        let lookup = self.to_inspector.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(asked.contains(&lookup.info().map_err(program(NAME))?.id()))
     }
+}
+
+/// The network namespace that this process is in.
+fn netns() -> Result<File, KernelError> {
+    let path = Path::new("/proc/self/ns/net");
+    File::open(path).map_err(pins(path))
 }

@@ -24,8 +24,8 @@ use wire::{MARKER, Seen};
 
 /// How long something may take that should happen at once, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a refusal may take.
-pub const AT_ONCE: Duration = Duration::from_millis(50);
+/// How long a refusal may take: less than until a second attempt, on a machine that is busy.
+pub const AT_ONCE: Duration = Duration::from_millis(500);
 /// The sandbox's name in the daemon.
 pub const ID: &str = "s1";
 

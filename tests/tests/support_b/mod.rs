@@ -18,6 +18,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// How long anything may take that should happen at once.
 pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a refusal may take: less than until a second attempt, on a machine that is busy.
+pub const AT_ONCE: Duration = Duration::from_millis(500);
 /// A server.
 pub const A: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 /// Another one.

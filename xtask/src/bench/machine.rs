@@ -18,10 +18,10 @@ pub fn describe(peers: &[String]) -> Result<String> {
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok())
         .context("/proc/meminfo does not say how much memory there is")?;
     Ok(format!(
-        "{cores} cores ({}), {} GiB, Linux {kernel}, {}, load {:.1} before the run",
+        "{cores} cores ({}), {} GiB, Linux {kernel}{}, load {:.1} before the run",
         std::env::consts::ARCH,
         (kibibytes + (1 << 19)) >> 20,
-        peers.join(", "),
+        peers.iter().map(|peer| format!(", {peer}")).collect::<String>(),
         load()?
     ))
 }

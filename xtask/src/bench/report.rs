@@ -53,14 +53,7 @@ impl Report {
 
     /// Puts the table between the marks in `path`.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let begin = format!("<!-- `cargo xtask bench {} --write` replaces what follows -->", self.bench);
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let parts =
-            text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-        let (before, after) =
-            parts.with_context(|| format!("{} lacks the lines {begin} and {END}", path.display()))?;
-        let text = format!("{before}{begin}\n\n{}\n{END}{after}", self.markdown());
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        replace(path, self.bench, &self.markdown())
     }
 
     fn markdown(&self) -> String {
@@ -158,6 +151,17 @@ fn short(unit: Unit, limit: f64) -> String {
         Unit::Kilobytes => format!("{limit} kB"),
         Unit::Number => format!("{limit:.2}"),
     }
+}
+
+/// Puts what `bench` found between its marks in `path`.
+pub fn replace(path: &Path, bench: &str, findings: &str) -> Result<()> {
+    let begin = format!("<!-- `cargo xtask bench {bench} --write` replaces what follows -->");
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let parts = text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) =
+        parts.with_context(|| format!("{} lacks the lines {begin} and {END}", path.display()))?;
+    let text = format!("{before}{begin}\n\n{findings}\n{END}{after}");
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A number of prefixes as people say it.

@@ -5,16 +5,17 @@ use serde_json::Value;
 
 use super::Findings;
 use super::paint::{Style, say, title};
-use super::stage::{ALPHA, BETA, Stage};
+use super::stage::{ALPHA, BETA, GAMMA, Stage};
 
 /// What must have been counted by now.
-const EXPECTED: [(&str, &[&str]); 2] = [
+const EXPECTED: [(&str, &[&str]); 3] = [
     (ALPHA, &["allowed_cidr", "denied_cidr", "guarded", "connection_limit", "reply"]),
     (BETA, &["default", "denied_cidr", "guarded", "reply"]),
+    (GAMMA, &["allowed_name", "dns", "name_not_allowed", "denied_cidr", "reply"]),
 ];
 
 pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
-    title("4. What the filter counted (`sandbox-filter show ID --json`)");
+    title("5. What the filter counted (`sandbox-filter show ID --json`)");
     for (id, expected) in EXPECTED {
         let show = stage.daemon.show(id)?;
         let connections = show.get("connections").context("`show` has no connections")?;

@@ -16,7 +16,9 @@ use stage::Stage;
 
 mod counters;
 mod limit;
+mod names;
 mod paint;
+mod public;
 mod reach;
 mod stage;
 mod transfer;
@@ -62,6 +64,8 @@ fn play(binary: &Path) -> Result<ExitCode> {
     reach::play(&stage, &mut findings)?;
     update::play(&stage, &mut findings)?;
     limit::play(&stage, &mut findings)?;
+    names::play(&stage, &mut findings)?;
+    public::play(&stage, &mut findings)?;
     counters::play(&stage, &mut findings)?;
     drop(stage);
 

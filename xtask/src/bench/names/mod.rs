@@ -16,13 +16,13 @@ use super::{Options, machine, nft};
 
 mod book;
 mod bulk;
-mod capsule;
+pub mod capsule;
 mod flows;
-mod haproxy;
+pub mod haproxy;
 mod hello;
 pub mod lane;
 mod load;
-mod nginx;
+pub mod nginx;
 mod peer;
 mod servers;
 mod slowloris;
