@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time};
 
 use crate::{
     dial::Dial,
-    host::{Event, Flow, Happening, Host, Tenant},
+    host::{Event, Flow, Happening, Host, Stage, Tenant},
     open::{Cut, Entry, Going, again},
     relay::{self, Means, with_scratch},
     rules::{Named, Rules, Target, Verdict},
@@ -34,6 +34,8 @@ pub(crate) struct Connection<H: Host> {
     pub(crate) entry: Arc<Entry>,
     pub(crate) client: Arc<TcpStream>,
     pub(crate) upstream: Option<Arc<TcpStream>>,
+    /// When it began, until there is a verdict on it.
+    begun: Option<Instant>,
     /// When the upstream was reached.
     opened: Option<Instant>,
     /// Bytes charged to the sandbox's share.
@@ -60,6 +62,7 @@ impl<H: Host> Connection<H> {
             entry,
             client: Arc::new(client),
             upstream: None,
+            begun: Some(Instant::now()),
             opened: None,
             buffered: 0,
             abrupt: false,
@@ -170,6 +173,9 @@ impl<H: Host> Connection<H> {
             let mut changed = pin!(entry.changed.notified());
             let Some(rules) = host.rules(self.tenant()) else { return Err(self.refused(Reason::Revoked)) };
             let generation = rules.generation;
+            if let Some(begun) = self.begun.take() {
+                host.took(Stage::Verdict, begun.elapsed());
+            }
             let (target, reason, rule) = match rules.judge(named, self.flow().destination.ip()) {
                 Verdict::Allow { target, reason, rule } => (target, reason, rule),
                 Verdict::Deny { reason, rule } => return Err(Refused { reason, rule, generation }),
@@ -180,6 +186,7 @@ impl<H: Host> Connection<H> {
                 mark: self.shared.settings.upstream_mark,
                 deadline,
             };
+            let judged = Instant::now();
             let mut dialling = pin!(dial.connect(&target, self.flow().destination));
             let dialled = loop {
                 tokio::select! {
@@ -199,6 +206,7 @@ impl<H: Host> Connection<H> {
                 let rule = if reason == Reason::Guarded { RuleWord::UNMATCHED } else { rule };
                 Refused { reason, rule, generation }
             })?;
+            host.took(Stage::Dial, judged.elapsed());
             let name = match &target {
                 Target::Name(name) => Some(name.clone()),
                 Target::Address(_) => None,

@@ -196,8 +196,9 @@ impl Dial<'_> {
     }
 }
 
-/// The addresses that may be dialled, each once, those of the wanted family first.
-fn permitted(addresses: &[IpAddr], permits: impl Fn(IpAddr) -> bool, wanted: IpAddr) -> Vec<IpAddr> {
+/// Those of a name's addresses that may be dialled, each once, in the order in which they are: those of the wanted
+/// family first.
+pub fn permitted(addresses: &[IpAddr], permits: impl Fn(IpAddr) -> bool, wanted: IpAddr) -> Vec<IpAddr> {
     let mut allowed: Vec<IpAddr> = Vec::with_capacity(addresses.len());
     for address in addresses {
         // A mapped address is the IPv4 address inside, and is dialled as what was judged.

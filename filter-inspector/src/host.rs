@@ -67,6 +67,15 @@ pub struct Event {
     pub duration: Duration,
 }
 
+/// A part of serving a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// From its beginning to the verdict.
+    Verdict,
+    /// From the verdict to its other end.
+    Dial,
+}
+
 /// Whoever runs the inspector.
 pub trait Host: Send + Sync + 'static {
     /// Whose connection it is, as the kernel noted when it punted it; `None` if it did not.
@@ -77,6 +86,11 @@ pub trait Host: Send + Sync + 'static {
 
     /// Notes with the kernel that the connection was allowed, by which rule.
     fn allowed(&self, flow: &Flow, tenant: Tenant, rule: RuleWord);
+
+    /// Hears how long a stage of a connection took.
+    fn took(&self, stage: Stage, time: Duration) {
+        let _ = (stage, time);
+    }
 
     /// Has something counted and told.
     fn tell(&self, tenant: Tenant, event: Event);

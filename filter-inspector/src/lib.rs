@@ -38,3 +38,5 @@ mod tls;
 mod tls_tests;
 pub mod transform;
 mod workers;
+
+pub use dial::permitted as dialled;

@@ -1,9 +1,12 @@
-//! The client of the control socket, as commands use it: one request, one answer, blocking.
+//! The client of the control socket, as commands use it: one request, one answer, blocking; or one request and a
+//! stream of answers.
 
 use std::{
     fmt::Display,
-    io,
+    future, io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
@@ -22,7 +25,11 @@ use tokio::{net::UnixStream, runtime, time::timeout};
 use crate::{
     api::error::Refusal,
     error::ControlError,
-    protocol::{AttachRequest, Authority, MAX_DOCUMENT, SandboxId, Show, Stats, Summary},
+    protocol::{
+        AttachRequest, Authority, MAX_DOCUMENT, SandboxId, Show, Stats, Summary,
+        event::Told,
+        explain::{ExplainRequest, Explained},
+    },
 };
 
 /// How long an answer may take: putting a policy with a million prefixes in force takes seconds.
@@ -101,6 +108,39 @@ impl Client {
         self.ask(Method::GET, &format!("/v1/stats{query}"), None::<&()>)
     }
 
+    /// What would become of a connection.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub fn explain(&self, request: &ExplainRequest) -> Result<Explained, ControlError> {
+        self.ask(Method::POST, "/v1/explain", Some(request))
+    }
+
+    /// Has the policy in force again that a sandbox had before it was learned what it does.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub async fn end_learning(&self, id: &SandboxId) -> Result<(), ControlError> {
+        self.exchange(Method::DELETE, &learning(id), Bytes::new()).await.map(drop)
+    }
+
+    /// Allows a sandbox everything and hands what it does to `each`, until `stop` is ready.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub async fn learn(
+        &self,
+        id: &SandboxId,
+        mut each: impl FnMut(Told),
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), ControlError> {
+        let each = |told| {
+            each(told);
+            ControlFlow::Continue(())
+        };
+        self.stream_until(Method::POST, &learning(id), each, stop).await
+    }
+
     /// Makes every token of before invalid.
     ///
     /// # Errors
@@ -133,6 +173,69 @@ impl Client {
         self.ask(Method::POST, "/v1/ca/rotate", None::<&()>)
     }
 
+    /// Hands every document of a stream to `each`, until it breaks or the daemon ends it.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub fn stream<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        each: impl FnMut(T) -> ControlFlow<()>,
+    ) -> Result<(), ControlError> {
+        runtime()?.block_on(self.stream_until(method, path, each, future::pending()))
+    }
+
+    /// As [`Self::stream`], for who has a runtime; ends when `stop` is ready, too.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub async fn stream_until<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        mut each: impl FnMut(T) -> ControlFlow<()>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), ControlError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| interrupted(&error))?;
+        let connection = tokio::spawn(connection);
+        let request = request(method, path, Bytes::new()).map_err(|error| interrupted(&error))?;
+        let answer =
+            timeout(self.patience, sender.send_request(request)).await.map_err(|_| self.too_late())?;
+        let answer = answer.map_err(|error| interrupted(&error))?;
+        let status = answer.status();
+        let mut body = answer.into_body();
+        if !status.is_success() {
+            let refusal = body.collect().await.map_err(|error| interrupted(&error))?.to_bytes();
+            return Err(refused(status, &refusal)?);
+        }
+        let mut stop = pin!(stop);
+        let mut text = Vec::new();
+        let result = loop {
+            let frame = tokio::select! {
+                biased;
+                () = &mut stop => break Ok(()),
+                frame = body.frame() => frame,
+            };
+            let Some(frame) = frame else { break Ok(()) };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => break Err(interrupted(&error)),
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            text.extend_from_slice(&data);
+            match documents(&mut text, &mut each) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        connection.abort();
+        result
+    }
+
     fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -154,24 +257,21 @@ impl Client {
     }
 
     fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ControlError> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| ControlError::failed(format!("cannot talk to the daemon: {error}")))?;
-        let (status, answer) = runtime.block_on(async {
+        runtime()?.block_on(self.exchange(method, path, body))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ControlError> {
+        let (status, answer) = {
             let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
             match timeout(self.patience, exchange(stream, method, path, body)).await {
                 Ok(answer) => answer.map_err(|error| interrupted(&error)),
                 Err(_) => Err(self.too_late()),
-            }
-        })?;
+            }?
+        };
         if status.is_success() {
             return Ok(answer);
         }
-        let refusal: Refusal = serde_json::from_slice(&answer).map_err(strange)?;
-        let plain =
-            if status == StatusCode::BAD_REQUEST { ControlError::usage } else { ControlError::failed };
-        Err(refusal.error.unwrap_or_else(|| plain(refusal.message)))
+        Err(refused(status, &answer)?)
     }
 
     fn unreachable(&self, error: &io::Error) -> ControlError {
@@ -203,18 +303,59 @@ async fn exchange(
 ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, "sandbox-filter")
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::new(body))?;
-    let response = sender.send_request(request).await?;
+    let response = sender.send_request(request(method, path, body)?).await?;
     let status = response.status();
     let answer = response.into_body().collect().await?.to_bytes();
     drop(sender);
     connection.abort();
     Ok((status, answer))
+}
+
+fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "sandbox-filter")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
+}
+
+/// The documents of a stream of server-sent events that are whole; what is left stays.
+fn documents<T: DeserializeOwned>(
+    text: &mut Vec<u8>,
+    each: &mut impl FnMut(T) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, ControlError> {
+    while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+        let line: Vec<u8> = text.drain(..=end).collect();
+        // Comments and empty lines keep the connection alive, or apart what needs none of it.
+        let Some(data) = line.strip_prefix(b"data:") else { continue };
+        if each(serde_json::from_slice(data).map_err(strange)?).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// What the daemon refused, and why.
+fn refused(status: StatusCode, answer: &[u8]) -> Result<ControlError, ControlError> {
+    let refusal: Refusal = serde_json::from_slice(answer).map_err(strange)?;
+    let plain = if status == StatusCode::BAD_REQUEST { ControlError::usage } else { ControlError::failed };
+    Ok(refusal.error.unwrap_or_else(|| plain(refusal.message)))
+}
+
+fn learning(id: &SandboxId) -> String {
+    format!("/v1/attachments/{id}/learning")
+}
+
+/// What a command waits with for the daemon.
+///
+/// # Errors
+/// If this process can have no more descriptors.
+pub fn runtime() -> Result<runtime::Runtime, ControlError> {
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ControlError::failed(format!("cannot talk to the daemon: {error}")))
 }
 
 fn interrupted(error: &dyn Display) -> ControlError {

@@ -8,7 +8,10 @@ use serde_json::Value;
 
 use crate::{
     error::ControlError,
-    protocol::{AttachRequest, Authority, Changed, SandboxId, Show, Stats, Summary, UpdateRequest},
+    protocol::{
+        AttachRequest, Authority, Changed, SandboxId, Show, Stats, Summary, UpdateRequest,
+        explain::{ExplainRequest, Explained},
+    },
 };
 
 /// An answer that takes its time.
@@ -30,6 +33,12 @@ pub trait Control: Send + Sync + 'static {
     fn show(&self, id: SandboxId, with_tokens: bool) -> Answer<'_, Show>;
     /// The numbers of one sandbox, or of all.
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats>;
+    /// Allows a sandbox everything, to learn what it does, until told to end.
+    fn begin_learning(&self, id: SandboxId) -> Answer<'_, ()>;
+    /// Puts the policy in force again that a sandbox had before; nothing if it has it.
+    fn end_learning(&self, id: SandboxId) -> Answer<'_, ()>;
+    /// What would become of a connection.
+    fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained>;
     /// Makes every token of before invalid.
     fn rotate_tokens(&self) -> Answer<'_, ()>;
     /// What only the daemon knows of its own health.

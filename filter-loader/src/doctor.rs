@@ -1,5 +1,8 @@
 //! Whether this host can do what the filter needs, and whether it is doing it.
 
+mod firewall;
+mod privilege;
+
 use std::path::Path;
 
 use aya::util::KernelVersion;
@@ -8,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::daemon::Core;
+use crate::daemon::registry::Sandbox;
 use crate::error::ControlError;
+use crate::kernel::links::links_dir;
 use crate::kernel::object::{foreign_maps, maps_dir};
 
 /// How a finding stands.
@@ -55,12 +60,14 @@ impl Finding {
 /// Looks at the host. Needs no daemon.
 pub fn of_host(config: &Config) -> Vec<Finding> {
     vec![
-        privilege(),
+        privilege::finding(),
         kernel_version(),
         btf(),
         bpffs(&config.paths.bpffs_dir),
         pinned_maps(config),
+        pinned_links(config),
         forwarding(),
+        firewall::finding(&config.inspector.marks),
     ]
 }
 
@@ -72,49 +79,70 @@ pub fn of_daemon(core: &Core) -> Result<Value, ControlError> {
     let mut findings = Vec::new();
     let hook = if core.kernel.links.is_tcx() { "TCX links, pinned" } else { "clsact filters" };
     findings.push(Finding::new("attachment", Status::Ok, hook));
-    for summary in core.list()? {
-        let check = format!("sandbox {}", summary.id);
-        findings.push(if !summary.enforced {
-            Finding::new(
-                check,
-                Status::Failed,
-                format!(
-                    "{} is not filtered as asked for; restart the daemon, or detach and attach it",
-                    summary.iface
-                ),
-            )
-        } else if summary.addrs.is_empty() {
-            Finding::new(
-                check,
-                Status::Warning,
-                "enforced, but its source addresses are not checked (--addr any)",
-            )
-        } else {
-            Finding::new(
-                check,
-                Status::Ok,
-                format!("generation {} enforced on {}", summary.generation, summary.iface),
-            )
-        });
+    for sandbox in core.registry.all() {
+        findings.push(of_sandbox(core, &sandbox)?);
     }
+    findings.extend(leftovers(core)?);
     findings.extend(core.way_to_inspector()?);
     let lost = core.kernel.sandboxes.events_lost()?;
     if lost > 0 {
         findings.push(Finding::new(
             "events",
             Status::Warning,
-            format!("{lost} were lost: the ring was full"),
+            format!("{lost} were lost, ever: the ring was full; the daemon had too little time, or was away"),
         ));
     }
     Ok(json!(findings))
 }
 
-fn privilege() -> Finding {
-    if nix::unistd::geteuid().is_root() {
-        Finding::new("privilege", Status::Ok, "root")
-    } else {
-        Finding::new("privilege", Status::Failed, "not root: programs cannot be loaded; run it through sudo")
+/// How what is enforced for a sandbox compares with what is wanted.
+fn of_sandbox(core: &Core, sandbox: &Sandbox) -> Result<Finding, ControlError> {
+    let check = format!("sandbox {}", sandbox.id);
+    let failed = |what: &str| {
+        let detail = format!("{} {what}; restart the daemon, or detach and attach it", sandbox.iface);
+        Ok(Finding::new(check.clone(), Status::Failed, detail))
+    };
+    let in_force = sandbox.in_force();
+    if !core.kernel.links.are_attached(sandbox.id.as_str(), &sandbox.iface) {
+        return failed("is not filtered: its programs or their pins are gone");
     }
+    let entry = core.kernel.sandboxes.on_interface(sandbox.ifindex)?;
+    if entry.is_none_or(|entry| entry.tenant != sandbox.tenant || entry.slot != sandbox.slot) {
+        return failed("is not known to the kernel as its own: everything is dropped");
+    }
+    let word = core.kernel.words.load(sandbox.slot);
+    let lease = in_force.lease.as_ref();
+    if word.generation() != in_force.generation || lease.is_none_or(|lease| lease.slot() != word.slot()) {
+        return failed("is judged by another policy than the one that is wanted");
+    }
+    if let Some(lease) = lease
+        && !core.kernel.policies.holds(lease)?
+    {
+        return failed("is judged by a policy that somebody else has written");
+    }
+    if in_force.wanted.is_some() {
+        let detail =
+            "everything is allowed to learn what it does; ending `learn` puts its own policy in force";
+        return Ok(Finding::new(check, Status::Warning, detail));
+    }
+    if !sandbox.is_checked() {
+        let detail =
+            "enforced, but its source addresses are not checked (--addr any); attach it with --addr IP";
+        return Ok(Finding::new(check, Status::Warning, detail));
+    }
+    let detail = format!("generation {} enforced on {}", in_force.generation, sandbox.iface);
+    Ok(Finding::new(check, Status::Ok, detail))
+}
+
+/// Pins of sandboxes that nobody knows.
+fn leftovers(core: &Core) -> Result<Option<Finding>, ControlError> {
+    let known = core.registry.all();
+    let mut unknown = core.kernel.links.pinned()?;
+    unknown.retain(|name| !known.iter().any(|sandbox| sandbox.id.as_str() == name));
+    Ok((!unknown.is_empty()).then(|| {
+        let detail = format!("{} are nobody's; restart the daemon, which removes them", unknown.join(", "));
+        Finding::new("pins", Status::Warning, detail)
+    }))
 }
 
 fn kernel_version() -> Finding {
@@ -183,6 +211,19 @@ fn pinned_maps(config: &Config) -> Finding {
         ),
         Err(error) => Finding::new("maps", Status::Failed, error.to_string()),
     }
+}
+
+fn pinned_links(config: &Config) -> Finding {
+    let pinned = std::fs::read_dir(links_dir(&config.paths.bpffs_dir)).map_or(0, Iterator::count);
+    let running = std::os::unix::net::UnixStream::connect(&config.paths.socket).is_ok();
+    if pinned > 0 && !running {
+        let detail = format!(
+            "{pinned} sandboxes are filtered without a daemon at {}: connections by name are refused; start it",
+            config.paths.socket.display()
+        );
+        return Finding::new("links", Status::Warning, detail);
+    }
+    Finding::new("links", Status::Ok, format!("of {pinned} sandboxes pinned"))
 }
 
 fn forwarding() -> Finding {

@@ -4,6 +4,8 @@
 //! itself. Clients written for E2B never see these.
 
 mod change;
+pub mod event;
+pub mod explain;
 pub(crate) mod report;
 mod values;
 

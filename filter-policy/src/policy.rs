@@ -129,6 +129,18 @@ impl Policy {
         }
     }
 
+    /// This policy as it is while it is being learned what a sandbox does: nothing is denied but what the platform
+    /// guards, and names are looked at all the same. No document says that.
+    pub fn observing(&self) -> Self {
+        Self {
+            allow_internet_access: true,
+            allow_out: vec![AllowEntry::Domain(HostPattern::Any)],
+            deny_out: Vec::new(),
+            precedence: Precedence::AllowFirst,
+            ..self.clone()
+        }
+    }
+
     /// Whether any entry allows by name, so that connections have to be inspected.
     pub fn has_domains(&self) -> bool {
         self.allow_out.iter().any(AllowEntry::is_domain)

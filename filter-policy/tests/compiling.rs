@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use filter_common::{Addr, Class, RuleWord};
-use filter_policy::{Compiled, Defaults, Guard, Policy, Precedence, compile, evaluate};
+use filter_policy::{Compiled, Defaults, Guard, Name, Policy, Precedence, compile, evaluate};
 use serde_json::{Value, json};
 
 fn compiled(document: Value) -> Compiled {
@@ -92,4 +92,21 @@ fn resolvers_are_opened_by_a_domain_rule_only() {
 fn guard_number(text: &str) -> u32 {
     let addr: IpAddr = text.parse().unwrap();
     Guard::default().prefixes().iter().position(|net| net.contains(&addr)).unwrap().try_into().unwrap()
+}
+
+#[test]
+fn while_it_is_observed_nothing_is_denied_but_what_is_guarded() {
+    let strict = json!({
+        "allowInternetAccess": false, "allowOut": ["a.test", "1.1.1.1"], "denyOut": ["0.0.0.0/0"],
+        "limits": { "egressConnections": 7 }, "precedence": "deny-first",
+    });
+    let policy = Policy::from_value(strict, &Defaults::default()).unwrap().observing();
+    let compiled = compile(&policy, &Guard::default());
+    assert!(compiled.inspect && compiled.watch && compiled.egress_connections == 7);
+    assert!(compiled.entries.is_sorted_by(|(a, _), (b, _)| a < b), "sorted, no prefix twice");
+    for free in ["1.1.1.1", "203.0.113.7", "2001:db8::1", "8.8.8.8"] {
+        assert_eq!(evaluate(&compiled, addr(free)), RuleWord::UNMATCHED, "{free}");
+    }
+    assert_eq!(evaluate(&compiled, addr("10.0.0.1")).class(), Class::Guarded);
+    assert!(policy.match_name(&Name::parse("any.test").unwrap()).is_some());
 }

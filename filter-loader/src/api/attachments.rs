@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The id in a path of these routes: what no sandbox can be called is not well-formed.
-pub struct Id(SandboxId);
+pub struct Id(pub SandboxId);
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Id {
     type Rejection = ApiError;

@@ -1,14 +1,17 @@
 //! The control API: HTTP on the control socket and, where it is configured, on TCP.
 //!
-//! [`sandboxes`] and [`network`] are E2B's routes, so that its SDKs work unmodified; [`attachments`] are the
-//! project's own, which the command line uses. The control socket serves both, and whoever may open it is the
-//! operator. TCP serves the former to holders of keys ([`keys`]). [`listen`] takes connections, [`error`] is how
+//! [`sandboxes`] and [`network`] are E2B's routes, so that its SDKs work unmodified; [`attachments`], [`explain`], [`learn`] and
+//! [`events`] are the project's own, which the command line uses. The control socket serves both, and whoever may open it is
+//! the operator. TCP serves the former to holders of keys ([`keys`]). [`listen`] takes connections, [`error`] is how
 //! refusals look, [`openapi`] describes all of it as generated from the code.
 
 pub mod attachments;
 mod body;
 pub mod error;
+pub mod events;
+pub mod explain;
 pub mod keys;
+pub mod learn;
 pub mod listen;
 pub mod network;
 pub mod openapi;
@@ -26,6 +29,7 @@ use serde_json::Value;
 use self::{body::Room, error::ApiError, keys::Keys};
 use crate::{
     control::Control,
+    daemon::feed::Feed,
     error::ControlError,
     sandboxes::{Allowance, Owner, Sandboxes},
 };
@@ -36,6 +40,8 @@ pub struct Api {
     pub control: Arc<dyn Control>,
     /// The sandboxes that were made here.
     pub sandboxes: Arc<Sandboxes>,
+    /// What happened of late.
+    pub feed: Feed,
     /// What the whole host may have.
     pub host: Allowance,
     /// The domain of public URLs, as clients are told it.

@@ -12,7 +12,7 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Api, attachments, network, sandboxes};
+use super::{Api, attachments, events, explain, learn, network, sandboxes};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
@@ -41,6 +41,9 @@ pub(super) fn routes(for_operator: bool) -> (Router<Arc<Api>>, OpenApi) {
             .routes(routes!(attachments::show, attachments::detach))
             .routes(routes!(attachments::replace, attachments::merge))
             .routes(routes!(attachments::stats))
+            .routes(routes!(explain::explain))
+            .routes(routes!(learn::learn, learn::end))
+            .routes(routes!(events::observe))
             .routes(routes!(attachments::rotate_tokens))
             .routes(routes!(attachments::doctor))
             .routes(routes!(attachments::authority))

@@ -2,6 +2,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    ops::ControlFlow,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
     sync::atomic::Ordering,
@@ -20,7 +21,10 @@ use crate::{
     config::Config,
     daemon::tokens::Seed,
     error::ErrorCode,
-    protocol::{AttachRequest, SandboxId},
+    protocol::{
+        AttachRequest, SandboxId,
+        event::{Dropped, Told},
+    },
     sandboxes::tests::{FakeControl, FakeProvider},
 };
 
@@ -41,6 +45,7 @@ struct Server {
     directory: TempDir,
     address: SocketAddr,
     provider: Arc<FakeProvider>,
+    feed: Feed,
     stop: watch::Sender<bool>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -74,6 +79,8 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let (ready, is_ready) = std::sync::mpsc::channel();
         let made_by = provider.clone();
+        let feed = Feed::default();
+        let shown = feed.clone();
         let thread = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -81,7 +88,8 @@ impl Server {
                 let control = Arc::new(FakeControl::default());
                 let sandboxes = Arc::new(Sandboxes::new(control.clone(), made_by, &state).unwrap());
                 let domain = "sandbox.test".to_owned();
-                let api = Arc::new(Api { control, sandboxes, host: Allowance::default(), domain });
+                let host = Allowance::default();
+                let api = Arc::new(Api { control, sandboxes, feed: shown, host, domain });
                 let keys = Arc::new(Keys::new(&config, &Seed::of_owners(&state).unwrap()));
                 let socket = ControlSocket::bind(&path).unwrap();
                 let tcp = Tcp::bind("127.0.0.1:0".parse().unwrap(), bounds).unwrap();
@@ -99,7 +107,7 @@ impl Server {
             });
         });
         let address = is_ready.recv().unwrap();
-        Self { directory, address, provider, stop, thread: Some(thread) }
+        Self { directory, address, provider, feed, stop, thread: Some(thread) }
     }
 
     fn path(&self) -> std::path::PathBuf {
@@ -647,4 +655,48 @@ async fn only_a_stale_socket_is_replaced() {
     fs::write(&path, "precious").unwrap();
     assert_eq!(ControlSocket::bind(&path).unwrap_err().code, ErrorCode::Failed);
     assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn events_of_late_and_those_that_come_are_one_stream() {
+    let mut server = Server::new();
+    let lost = |sandbox: &str, dropped| Told::Dropped(Dropped::now(Some(sandbox.parse().unwrap()), dropped));
+    server.feed.append(vec![lost("a", 1), lost("b", 2)]);
+    let seen = |path: &str| {
+        let mut seen = Vec::new();
+        let all = server.client().stream(hyper::Method::GET, path, |told: Told| {
+            seen.push(told);
+            ControlFlow::Continue(())
+        });
+        all.unwrap();
+        seen.len()
+    };
+    assert_eq!((seen("/v1/events"), seen("/v1/events?sandbox=a"), seen("/v1/events?since=0s")), (2, 1, 0));
+    for wrong in ["since=x", "decision=maybe", "sandbox=-", "follow=maybe"] {
+        let refused = server.operate("GET", &format!("/v1/events?{wrong}"), None);
+        assert_eq!(refused.status, 400, "{wrong}: {refused:?}");
+    }
+    assert_eq!(server.ask("key-a", "GET", "/v1/events", None).status, 404, "the operator's alone");
+
+    let (feed, client) = (server.feed.clone(), server.client());
+    let following = thread::spawn(move || {
+        let mut seen = Vec::new();
+        let path = "/v1/events?follow=true&sandbox=a";
+        client.stream(hyper::Method::GET, path, |told: Told| {
+            if seen.is_empty() {
+                // Only now somebody is surely there to hear it.
+                feed.append(vec![lost("b", 3), lost("a", 4)]);
+            }
+            seen.push(told);
+            if seen.len() == 2 {
+                feed.close();
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok::<_, ControlError>(seen)
+    });
+    let seen = following.join().unwrap().unwrap();
+    let of_a = |dropped, told: &Told| matches!(told, Told::Dropped(lost) if lost.dropped == dropped);
+    assert!(matches!(seen.as_slice(), [past, present] if of_a(1, past) && of_a(4, present)), "{seen:?}");
+    server.stop();
 }

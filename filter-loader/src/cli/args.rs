@@ -1,6 +1,6 @@
 //! The grammar of the command line.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -72,6 +72,14 @@ pub enum Command {
     Show(ShowArgs),
     /// Show the numbers of a sandbox, or of all
     Stats(StatsArgs),
+    /// Say what would become of a connection, and which rule decides; exits 0 for allow and 10 for deny
+    Explain(ExplainArgs),
+    /// Show what sandboxes do, live: connections against limits, denials, rates
+    Top(SocketArgs),
+    /// Show what happened to the flows of sandboxes, and what happens
+    Observe(ObserveArgs),
+    /// Allow a sandbox everything for a while, and print the smallest policy that covers what it did
+    Learn(LearnArgs),
     /// Make all tokens of public URLs and controllers invalid; `show --tokens` has the new ones
     RotateTokens(SocketArgs),
     /// Validate a policy and print its compiled form; needs no daemon and no privileges
@@ -166,9 +174,84 @@ pub struct StatsArgs {
     pub socket: SocketArgs,
 }
 
+/// `explain`
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sandbox-filter explain ID TARGET\n       sandbox-filter explain --policy FILE TARGET"
+)]
+pub struct ExplainArgs {
+    /// The sandbox, and what it would connect to: a URL, host, host:port, or ip:port, with /udp behind it
+    /// for UDP; a host without port is TCP 443
+    #[arg(value_name = "ID TARGET", required = true, num_args = 1..=2)]
+    pub places: Vec<String>,
+    /// Under this policy instead of a sandbox's; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Which daemon is asked.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// `learn`
+#[derive(Args, Debug)]
+pub struct LearnArgs {
+    /// Name of the sandbox
+    pub id: SandboxId,
+    /// For so long, such as 10m [default: until interrupted]
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub time: Option<Duration>,
+    /// How the policy is written
+    #[arg(long, value_name = "FORMAT", default_value = "toml")]
+    pub format: LearnFormat,
+    /// Which daemon is asked.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// How a learned policy is written, with comments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LearnFormat {
+    /// TOML
+    Toml,
+    /// YAML
+    Yaml,
+}
+
+/// `observe`
+#[derive(Args, Debug)]
+pub struct ObserveArgs {
+    /// This sandbox alone
+    #[arg(long, value_name = "ID")]
+    pub sandbox: Option<SandboxId>,
+    /// Only what was decided so
+    #[arg(long)]
+    pub decision: Option<DecisionArg>,
+    /// Go on with what happens from now on, until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin so long ago, such as 5m; 0s is now [default: with the oldest that the daemon remembers]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub since: Option<Duration>,
+    /// Which daemon is asked.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// What was decided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum DecisionArg {
+    /// What was let through
+    Allow,
+    /// What was not
+    Deny,
+}
+
 /// `check`
 #[derive(Args, Debug)]
 pub struct CheckArgs {
+    /// Say what a change from one policy to another opens and closes
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], conflicts_with_all = ["PolicyArgs", "file"])]
+    pub diff: Option<Vec<PathBuf>>,
     /// Policy file; the same as --policy
     #[arg(conflicts_with = "PolicyArgs")]
     pub file: Option<PathBuf>,

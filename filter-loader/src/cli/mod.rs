@@ -1,14 +1,19 @@
 //! The command line: reads it, asks the daemon or does the work itself, prints what came of it.
 //!
-//! [`args`] is the grammar, [`policy`] turns flags and files into a policy document, [`check`] is the
-//! one command with work of its own, [`output`] prints documents as JSON or as tables, and `wiring`
-//! is where commands reach into the kernel-facing half of the crate.
+//! [`args`] is the grammar, [`policy`] turns flags and files into a policy document, [`check`], [`diff`],
+//! `explain`, `learn`, `observe` and `top` are commands with work of their own, [`output`] prints documents as JSON or as tables, and
+//! `wiring` is where commands reach into the kernel-facing half of the crate.
 
 pub mod args;
 pub mod check;
+pub mod diff;
+mod explain;
+mod learn;
+mod observe;
 pub mod output;
 pub mod policy;
 pub mod table;
+mod top;
 mod wiring;
 
 mod views;
@@ -99,7 +104,18 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
             client(socket)?.rotate_tokens()?;
             printer.print(&Rotated { rotated: true })
         }
-        Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
+        Command::Explain(args) => {
+            let config = config()?;
+            let path = args.socket.socket.clone().unwrap_or_else(|| config.paths.socket.clone());
+            explain::explain(&args, &config, &Client::new(path), printer)
+        }
+        Command::Learn(args) => learn::learn(&args, &client(args.socket.clone())?, printer),
+        Command::Top(socket) => top::top(&client(socket)?),
+        Command::Observe(args) => observe::observe(&args, &client(args.socket.clone())?, printer),
+        Command::Check(args) => match args.diff.as_deref() {
+            Some([old, new]) => printer.print(&diff::diff(old, new, &config()?)?),
+            Some(_) | None => printer.print(&check::check(&args, &config()?)?),
+        },
         Command::Ca(CaCommand::Export(socket)) => printer.print(&client(socket)?.authority()?),
         Command::Ca(CaCommand::Rotate(socket)) => printer.print(&client(socket)?.rotate_authority()?),
         Command::Doctor(socket) => {

@@ -40,6 +40,11 @@ impl Style {
         if stream.is_terminal() && !refused { Self::Coloured } else { Self::Plain }
     }
 
+    /// What matters less.
+    pub fn dim(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
     /// Headings.
     pub fn bold(self, text: &str) -> String {
         self.wrap("1", text)
@@ -68,6 +73,33 @@ impl Style {
     }
 }
 
+/// What is printed line by line, as it comes.
+pub struct Lines {
+    out: io::BufWriter<io::StdoutLock<'static>>,
+    style: Style,
+    json: bool,
+}
+
+impl Lines {
+    /// Writes one. `false`: whoever read it has seen enough.
+    ///
+    /// # Errors
+    /// When standard output does not take it.
+    pub fn print<T: Serialize + Human>(&mut self, line: &T) -> Result<bool, ControlError> {
+        let written =
+            if self.json { document(&mut self.out, line) } else { line.human(&mut self.out, self.style) };
+        taken(written)
+    }
+
+    /// Has everything that was written be seen. `false` as above.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn flush(&mut self) -> Result<bool, ControlError> {
+        taken(self.out.flush())
+    }
+}
+
 /// Prints results and errors the way that the command line asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Printer {
@@ -83,6 +115,13 @@ impl Printer {
     /// Whether programs read it.
     pub fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// For results that come one by one.
+    pub fn lines(&self) -> Lines {
+        let stdout = io::stdout();
+        let style = Style::of(&stdout);
+        Lines { out: io::BufWriter::new(stdout.lock()), style, json: self.json }
     }
 
     /// Prints the result of a command that did what it was asked.
@@ -131,10 +170,15 @@ fn document<T: Serialize + ?Sized>(out: &mut impl Write, result: &T) -> io::Resu
 }
 
 fn finished(written: io::Result<()>) -> Result<ExitCode, ControlError> {
+    taken(written).map(|_| ExitCode::SUCCESS)
+}
+
+/// Whether somebody is still reading.
+fn taken(written: io::Result<()>) -> Result<bool, ControlError> {
     match written {
-        Ok(()) => Ok(ExitCode::SUCCESS),
+        Ok(()) => Ok(true),
         // Whoever read it, `head` perhaps, has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(ControlError::failed(format!("cannot write to standard output: {error}"))),
     }
 }

@@ -211,6 +211,20 @@ pub struct InspectedPorts {
     pub tls: Vec<u16>,
 }
 
+impl InspectedPorts {
+    /// What the other end of a connection to this port speaks, as metrics call it.
+    pub fn protocol(&self, port: u16) -> &'static str {
+        if self.tls.contains(&port) {
+            "tls"
+        } else if self.http.contains(&port) {
+            "http"
+        } else {
+            // Nothing else is handed over.
+            "dns"
+        }
+    }
+}
+
 impl Default for InspectedPorts {
     fn default() -> Self {
         Self { http: vec![80], tls: vec![443] }
@@ -304,11 +318,13 @@ pub struct Metrics {
     /// Where they are served; nowhere when empty.
     #[serde(deserialize_with = "values::optional")]
     pub listen: Option<SocketAddr>,
+    /// Whether those that sandboxes have by themselves bear their ids.
+    pub per_sandbox: bool,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464)) }
+        Self { per_sandbox: false, listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464)) }
     }
 }
 

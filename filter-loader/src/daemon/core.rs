@@ -13,9 +13,11 @@ use filter_policy::{Guard, Policy};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+use super::feed::Feed;
 use super::ingress::Ingress;
 use super::inspection::Inspection;
 use super::registry::{InForce, JudgedBy, Public, Registry, Sandbox};
+use super::scrape::Departed;
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
 use super::tokens::TokenSeed;
@@ -23,6 +25,7 @@ use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
 use crate::kernel::{Kernel, KernelError, Lease};
+use crate::metrics::Metrics;
 use crate::netlink::{Link, Netlink};
 use crate::protocol::{
     Addrs, AttachRequest, Changed, Connections, Counter, Counters, Identity, Mac, SandboxId, SandboxStats,
@@ -51,6 +54,12 @@ pub struct Core {
     pub seed: TokenSeed,
     /// What sets headers in requests.
     pub transformer: Arc<Transformer>,
+    /// What happened of late.
+    pub feed: Feed,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What those counted that are gone.
+    pub(super) departed: Departed,
     guard: RwLock<Arc<Guard>>,
     /// Held while the guard is replaced, so that two replacements follow one another.
     pub(super) guard_change: Mutex<()>,
@@ -84,6 +93,9 @@ impl Core {
             registry: Registry::default(),
             templates: Templates::default(),
             inspection: Inspection::default(),
+            feed: Feed::default(),
+            metrics: Metrics::default(),
+            departed: Departed::default(),
             ingress: Ingress::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
@@ -130,7 +142,13 @@ impl Core {
             slot: reservation.slot,
             tenant: reservation.tenant,
             created_at: SystemTime::now(),
-            in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
+            in_force: Mutex::new(InForce {
+                template,
+                previous: None,
+                wanted: None,
+                generation: 0,
+                lease: None,
+            }),
             judged_by: JudgedBy::default(),
             public,
         };
@@ -195,7 +213,7 @@ impl Core {
     pub fn update(&self, request: UpdateRequest) -> Result<Changed, ControlError> {
         let sandbox = self.registry.get(&request.id)?;
         let mut in_force = sandbox.in_force();
-        let there = in_force.template.policy.clone();
+        let there = in_force.asked_for().clone();
         let tag = || etag(in_force.generation.into(), &in_force.template.canonical.hash().to_string());
         if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
             return Err(ControlError::precondition_failed());
@@ -204,8 +222,15 @@ impl Core {
         // These are fixed when a sandbox is attached.
         policy.allow_public_traffic = there.allow_public_traffic;
         policy.mask_request_host.clone_from(&there.mask_request_host);
-        self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
-        let policy_hash = in_force.template.canonical.hash().to_string();
+        let template = self.template(policy)?;
+        let policy_hash = template.canonical.hash().to_string();
+        // Whoever was learning learns no more.
+        let (wanted, before) = (in_force.wanted.take(), in_force.generation);
+        self.replace(&sandbox, &mut in_force, template).inspect_err(|_| {
+            if in_force.generation == before {
+                in_force.wanted = wanted;
+            }
+        })?;
         Ok(Changed { generation: in_force.generation.into(), policy_hash })
     }
 
@@ -257,8 +282,10 @@ impl Core {
     ) -> Result<Option<Lease>, ControlError> {
         let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
+        let wanted = in_force.wanted.as_ref().map(|wanted| wanted.canonical_text());
+        let text = wanted.as_ref().unwrap_or(&template.canonical).text();
         // From the flip on this is what a next daemon goes by, and before it what is there already.
-        if let Err(error) = self.state.propose(&Record::of(sandbox, generation, template.canonical.text())) {
+        if let Err(error) = self.state.propose(&Record::of(sandbox, generation, text)) {
             self.kernel.policies.release(lease);
             return Err(error);
         }
@@ -339,7 +366,9 @@ impl Core {
         self.inspection.forget(sandbox.tenant);
         self.ingress.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
+        let activity = self.kernel.sandboxes.activity(sandbox.slot)?;
         self.kernel.sandboxes.clear(sandbox.slot)?;
+        self.departed.add(&activity);
         self.kernel.sandboxes.disown(sandbox.ifindex)?;
         if let Some(lease) = in_force.lease.take() {
             self.kernel.policies.release(lease);
@@ -479,7 +508,7 @@ impl Core {
         Ok((addrs, mac))
     }
 
-    fn entry(&self, sandbox: &Sandbox) -> layout::Sandbox {
+    pub(super) fn entry(&self, sandbox: &Sandbox) -> layout::Sandbox {
         let mut flags = 0;
         if sandbox.mac.is_some() {
             flags |= sandbox_flags::KNOWN_MAC;

@@ -6,13 +6,14 @@ use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use filter_common::ip::{Kind, protocol};
 use filter_common::layout::{Ends, FlowKey, MAX_INSPECTED_PORTS, PuntKey, socket};
 use filter_common::tcp::Side;
 use filter_common::{Addr, Class, RuleWord};
 use filter_inspector::dns;
-use filter_inspector::host::{Event, Flow, Happening, Host, Tenant, Transport};
+use filter_inspector::host::{Event, Flow, Happening, Host, Stage, Tenant, Transport};
 use filter_inspector::resolve::{self, Resolver};
 use filter_inspector::rules::Rules;
 use filter_inspector::server::{self, Inspector, Listeners};
@@ -27,12 +28,14 @@ use crate::config::Config;
 use crate::doctor::{Finding, Status};
 use crate::error::ControlError;
 use crate::kernel::object::PuntSettings;
+use crate::metrics;
 use crate::routing::Way;
 
 /// The inspector, once it runs, and the way to it.
 #[derive(Default)]
 pub struct Inspection {
     inspector: OnceLock<Inspector<Hosted>>,
+    resolver: OnceLock<Resolver>,
     /// Whether packets can reach it. Held while the way is made.
     is_open: Mutex<bool>,
 }
@@ -43,6 +46,19 @@ impl Inspection {
         if let Some(inspector) = self.inspector.get() {
             inspector.rejudge(tenant);
         }
+    }
+
+    /// What it resolves names with, once it runs.
+    pub fn resolver(&self) -> Option<&Resolver> {
+        self.resolver.get()
+    }
+
+    /// How many queries were answered, by the name that the answer has in metrics.
+    pub fn answers(&self) -> Vec<(&'static str, u64)> {
+        self.inspector
+            .get()
+            .map(|inspector| inspector.forwarder().tally().map(|(_, name, count)| (name, count)).collect())
+            .unwrap_or_default()
     }
 
     /// Cuts everything of a sandbox that leaves.
@@ -101,6 +117,7 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
         ..server::Settings::default()
     };
     let resolver = resolver(core)?;
+    core.inspection.resolver.get_or_init(|| resolver.clone());
     let hosted = Arc::new(Hosted { core: Arc::downgrade(core), told });
     let inspector = Inspector::new(hosted.clone(), resolver, core.transformer.clone(), settings);
     let forwarder = inspector.forwarder().clone();
@@ -295,6 +312,14 @@ impl Host for Hosted {
         }
     }
 
+    fn took(&self, stage: Stage, time: Duration) {
+        let Some(core) = self.core.upgrade() else { return };
+        match stage {
+            Stage::Verdict => metrics::observe(&core.metrics.inspect_seconds, time),
+            Stage::Dial => metrics::observe(&core.metrics.upstream_connect_seconds, time),
+        }
+    }
+
     fn tell(&self, tenant: Tenant, event: Event) {
         let Some((core, sandbox)) = self.sandbox(tenant) else { return };
         // The slot of one that left may be another's by now.
@@ -302,6 +327,12 @@ impl Host for Hosted {
             && sandbox.judged_by.is_anything()
         {
             core.kernel.tally.count(sandbox.slot, event.reason, event.bytes_out);
+        }
+        if let Happening::Open | Happening::Deny = event.happening {
+            core.metrics.inspection(
+                core.config.inspector.ports.protocol(event.flow.destination.port()),
+                event.reason,
+            );
         }
         self.told.send(tenant, event);
     }

@@ -111,7 +111,7 @@ impl Core {
             slot: record.slot,
             tenant: record.tenant,
             created_at: record.created_at,
-            in_force: Mutex::new(InForce { template, previous: None, generation, lease }),
+            in_force: Mutex::new(InForce { template, previous: None, wanted: None, generation, lease }),
             judged_by,
             public,
         });

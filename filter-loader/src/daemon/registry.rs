@@ -130,10 +130,19 @@ pub struct InForce {
     pub template: Arc<Template>,
     /// The one before, for events that were still under way when it was replaced.
     pub previous: Option<(u32, Arc<Policy>)>,
+    /// The policy that is wanted, while another is in force to learn what the sandbox does.
+    pub wanted: Option<Arc<Policy>>,
     /// The number of this replacement.
     pub generation: u32,
     /// The use of its trie. `None` once the sandbox is detached.
     pub lease: Option<Lease>,
+}
+
+impl InForce {
+    /// The policy that was asked for, whatever is in force at the moment.
+    pub fn asked_for(&self) -> &Arc<Policy> {
+        self.wanted.as_ref().unwrap_or(&self.template.policy)
+    }
 }
 
 impl Sandbox {

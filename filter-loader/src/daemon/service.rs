@@ -123,8 +123,11 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
             alive.abort();
         }
         let _ = stop_serving.send(true);
+        // Whoever observes would have the API wait for them.
+        core.feed.close();
         ending.abort();
         let _ = tokio::join!(serving.join_all(), gateway.stop());
+        blocking(&core, Core::end_all_learning).await?;
         watching.abort();
         inspector.stop().await;
         Ok(())

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::core::Core;
+use super::scrape;
 use super::service::blocking;
 use super::tokens::Seed;
 use crate::api::keys::Keys;
@@ -15,6 +16,7 @@ use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
 use crate::limits::Limiter;
+use crate::protocol::explain::{ExplainRequest, Explained};
 use crate::protocol::{AttachRequest, Authority, Changed, SandboxId, Show, Stats, Summary, UpdateRequest};
 use crate::sandboxes::{Allowance, Sandboxes, provider};
 
@@ -36,6 +38,7 @@ pub(super) async fn serve_api(
     let api = Arc::new(Api {
         control: Arc::new(Service(core.clone())),
         sandboxes: sandboxes.clone(),
+        feed: core.feed.clone(),
         host: Allowance {
             concurrent: (limits.concurrent_sandboxes > 0).then_some(limits.concurrent_sandboxes),
             rate: Limiter::new(limits.create_rate).map(Arc::new),
@@ -60,6 +63,12 @@ pub(super) async fn serve_api(
         }
         let router = api::for_keys(api.clone(), Arc::new(keys));
         serving.spawn(listen::serve(Bounds::default(), listener, router, told()));
+    }
+    let bounds = Bounds { connections: 64, ..Bounds::default() };
+    if let Some(address) = config.metrics.listen
+        && let Some(listener) = scrape::listen(address, bounds)
+    {
+        serving.spawn(listen::serve(bounds, listener, scrape::routes(core.clone()), told()));
     }
     // The last one: whoever finds it there finds everything.
     let socket = ControlSocket::bind(&config.paths.socket)?;
@@ -89,7 +98,7 @@ impl Control for Service {
     }
 
     fn update(&self, request: UpdateRequest) -> Answer<'_, Changed> {
-        self.run(move |core| core.update(request))
+        self.run(move |core| core.metrics.update(|| core.update(request)))
     }
 
     fn detach(&self, id: SandboxId) -> Answer<'_, ()> {
@@ -106,6 +115,18 @@ impl Control for Service {
 
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats> {
         self.run(move |core| core.stats(id.as_ref()))
+    }
+
+    fn begin_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        self.run(move |core| core.begin_learning(&id))
+    }
+
+    fn end_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        self.run(move |core| core.end_learning(&id))
+    }
+
+    fn explain(&self, request: ExplainRequest) -> Answer<'_, Explained> {
+        self.run(move |core| core.explain(request))
     }
 
     fn rotate_tokens(&self) -> Answer<'_, ()> {

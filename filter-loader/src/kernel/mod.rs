@@ -3,7 +3,7 @@
 //! [`object`] loads the programs and opens their pinned maps; [`sandboxes`] writes who an interface belongs
 //! to; [`policies`] builds tries and hands out their slots; [`words`] flips the policy of a sandbox;
 //! [`links`] attaches; [`punts`] knows what was handed to the inspector; [`run`] has the kernel go through connections and send frames; [`rings`] reads what
-//! it tells. Nothing here knows ids, files or clients.
+//! it tells; [`trial`] asks what it would do. Nothing here knows ids, files or clients.
 //!
 //! Every call may block for as long as the kernel takes (up to some tens of milliseconds), so callers stay
 //! off the asynchronous threads.
@@ -20,6 +20,7 @@ pub mod rings;
 pub mod run;
 pub mod sandboxes;
 pub mod tally;
+pub mod trial;
 mod trie;
 mod unlink;
 pub mod words;

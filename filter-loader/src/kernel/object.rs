@@ -166,6 +166,16 @@ impl Kernel {
 /// # Errors
 /// If the kernel refuses; with the verifier's log.
 pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Result<Ebpf, KernelError> {
+    let mut ebpf = open_object(maps, settings, mark)?;
+    for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
+        classifier(&mut ebpf, name)?.load().map_err(program(name))?;
+    }
+    lookup(&mut ebpf)?.load().map_err(program(LOOKUP))?;
+    Ok(ebpf)
+}
+
+/// Makes the maps of the object. Its programs are still to be loaded.
+pub(super) fn open_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Result<Ebpf, KernelError> {
     let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let timeouts = [
         ("TCP_HALF_OPEN", nanos(settings.tcp_half_open)),
@@ -194,10 +204,6 @@ pub fn load_object(maps: Option<&Path>, settings: &Settings, mark: u32) -> Resul
     }
     let mut ebpf = loader.load(OBJECT)?;
     super::flows::seed(&mut ebpf)?;
-    for name in ["from_sandbox", "to_sandbox", "sweep", "inject"] {
-        classifier(&mut ebpf, name)?.load().map_err(program(name))?;
-    }
-    lookup(&mut ebpf)?.load().map_err(program(LOOKUP))?;
     Ok(ebpf)
 }
 
@@ -261,7 +267,7 @@ fn take_program(ebpf: &mut Ebpf, name: &'static str) -> Result<SchedClassifier, 
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the object has maps of the kinds named only")]
-fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
+pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
     let problem = |text| KernelError::System { what: name, source: std::io::Error::other(text) };
     match ebpf.take_map(name).ok_or_else(|| problem("no such map in the object"))? {
         Map::Array(data)

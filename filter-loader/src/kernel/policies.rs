@@ -106,6 +106,25 @@ impl Policies {
         Ok(Self { shared, keeper })
     }
 
+    /// Whether what was leased is still what its slot holds.
+    ///
+    /// # Errors
+    /// If the kernel's map cannot be read.
+    pub fn holds(&self, lease: &Lease) -> Result<bool, KernelError> {
+        let there = lock(&self.shared.numbers).get(&lease.slot, 0).map_err(map("POLICIES"))?;
+        Ok(there.hash == lease.hash)
+    }
+
+    /// How many different ones are in force.
+    pub fn len(&self) -> usize {
+        lock(&self.shared.slots).used.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes over a slot that a sandbox uses already, if the kernel still has that very policy there.
     ///
     /// # Errors
@@ -272,13 +291,18 @@ impl Shared {
                 })?;
             }
         }
-        let flags = if compiled.watch { policy_flags::WATCHED } else { 0 };
-        self.set_numbers(slot, Policy { egress_connections: compiled.egress_connections, flags, hash })
+        self.set_numbers(slot, numbers(compiled, hash))
     }
 
     fn set_numbers(&self, slot: u32, numbers: Policy) -> Result<(), KernelError> {
         lock(&self.numbers).set(slot, numbers, 0).map_err(map("POLICIES"))
     }
+}
+
+/// What the programs know of a policy besides its trie.
+pub(super) fn numbers(compiled: &Compiled, hash: ContentHash) -> Policy {
+    let flags = if compiled.watch { policy_flags::WATCHED } else { 0 };
+    Policy { egress_connections: compiled.egress_connections, flags, hash }
 }
 
 /// Does chores, as many at once as have come, until nobody asks any more.

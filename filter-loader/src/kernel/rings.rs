@@ -28,7 +28,7 @@ impl Rings {
 }
 
 impl<T: Copy> Ring<T> {
-    fn open(
+    pub(super) fn open(
         take: &mut impl FnMut(&'static str) -> Result<MapData, KernelError>,
         name: &'static str,
     ) -> Result<Self, KernelError> {

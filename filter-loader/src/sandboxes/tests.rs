@@ -12,7 +12,11 @@ use crate::{
     control::Answer,
     error::ErrorCode,
     limits::Limiter,
-    protocol::{AttachRequest, Authority, Show, Stats, Summary, Tokens, tests::show},
+    protocol::{
+        AttachRequest, Authority, Show, Stats, Summary, Tokens,
+        explain::{ExplainRequest, Explained},
+        tests::show,
+    },
     sandboxes::provider::Order,
 };
 
@@ -108,6 +112,18 @@ impl Control for FakeControl {
 
     fn stats(&self, _: Option<SandboxId>) -> Answer<'_, Stats> {
         Box::pin(async { Ok(Stats::new(Vec::new(), 0)) })
+    }
+
+    fn begin_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        Box::pin(async move { self.find(&id).map(drop) })
+    }
+
+    fn end_learning(&self, id: SandboxId) -> Answer<'_, ()> {
+        Box::pin(async move { self.find(&id).map(drop) })
+    }
+
+    fn explain(&self, _: ExplainRequest) -> Answer<'_, Explained> {
+        Box::pin(async { Err(ControlError::failed("there is no kernel to ask")) })
     }
 
     fn doctor(&self) -> Answer<'_, Value> {

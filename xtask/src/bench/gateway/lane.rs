@@ -74,9 +74,10 @@ impl Lane {
 
     /// Where they connect to.
     pub fn at(&self) -> SocketAddr {
-        match self.contender {
-            Contender::Nothing => SocketAddr::new(self.sandbox.v4().into(), PORT),
-            _ => ([127, 0, 0, 1], GATEWAY).into(),
+        if self.contender == Contender::Nothing {
+            SocketAddr::new(self.sandbox.v4().into(), PORT)
+        } else {
+            ([127, 0, 0, 1], GATEWAY).into()
         }
     }
 
