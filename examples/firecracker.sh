@@ -88,7 +88,8 @@ END
     printf '{"iface": "%s", "addrs": ["%s"], "mac": "%s"}\n' "$tap" "$address" "$mac"
     ;;
 destroy)
-    if [ -r "$vm/pid" ]; then
+    # The number may be another process's by now, which does not have this socket among its arguments.
+    if [ -r "$vm/pid" ] && grep -aqsF "$vm/api.sock" "/proc/$(cat "$vm/pid")/cmdline"; then
         kill -9 "$(cat "$vm/pid")" 2> /dev/null || true
         # A tap stays busy until its user is gone.
         for _ in $(seq 100); do kill -0 "$(cat "$vm/pid")" 2> /dev/null || break; sleep 0.02; done

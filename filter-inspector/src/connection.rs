@@ -9,6 +9,7 @@ use std::{
 
 use filter_common::{Reason, RuleWord};
 use filter_policy::{Name, Scheme};
+use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL};
 use socket2::SockRef;
 use tokio::{net::TcpStream, time};
 
@@ -50,9 +51,10 @@ pub(crate) struct Refused {
 }
 
 impl<H: Host> Connection<H> {
+    /// `client` was accepted, so that its close is a reset until that is changed: should the process die, the
+    /// client must not take a part of a transfer for the whole. Upstreams know what is whole: a request says
+    /// how long it is, and TLS says when it ends.
     pub(crate) fn new(shared: Arc<Shared<H>>, entry: Arc<Entry>, client: TcpStream) -> Self {
-        // Should the process die, no end may take a part of a transfer for the whole.
-        reset_on_close(&client);
         Self {
             shared,
             entry,
@@ -75,6 +77,13 @@ impl<H: Host> Connection<H> {
     /// What the connection's directions may use.
     pub(crate) fn means(&self) -> Means<'_> {
         Means { pipes: &self.shared.pipes, share: &self.entry.share.pipes }
+    }
+
+    /// Has the client hear at once that what it said so far has come: it may wait for that before it goes on
+    /// (RFC 896), and there is no answer yet that would say so.
+    pub(crate) fn expect_more(&self) {
+        // Without it the client hears a moment later.
+        let _ = SockRef::from(&self.client).set_tcp_quickack(true);
     }
 
     /// Makes the close of both ends a reset.
@@ -213,7 +222,6 @@ impl<H: Host> Connection<H> {
                     }
                 }
             }
-            reset_on_close(&upstream);
             self.upstream = Some(Arc::new(upstream));
             self.opened = Some(Instant::now());
             host.allowed(self.flow(), self.tenant(), going.rule);
@@ -247,9 +255,7 @@ impl<H: Host> Connection<H> {
 
     /// Takes leave of the upstream and tells so.
     pub(crate) fn leave_upstream(&mut self) {
-        if let Some(upstream) = self.upstream.take() {
-            end_on_close(&upstream);
-        }
+        self.upstream = None;
         let Some(opened) = self.opened.take() else { return };
         if let Some(going) = self.entry.going() {
             self.tell(Happening::Close, &going, Some(opened));
@@ -345,8 +351,10 @@ impl<H: Host> Drop for Connection<H> {
         self.discharge();
         let cut = self.entry.cut();
         if self.abrupt || cut.is_some() {
-            // Closed as it is, it is reset.
-            self.upstream = None;
+            // The client is reset as it is closed.
+            if let Some(upstream) = self.upstream.take() {
+                reset_on_close(&upstream);
+            }
         } else {
             end_on_close(&self.client);
         }
@@ -375,6 +383,15 @@ fn end_on_close(stream: &TcpStream) {
 
 /// Writes all of it.
 pub(crate) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    // It nearly always has room, whether that is known or not.
+    match SockRef::from(stream).send_with_flags(bytes, MSG_DONTWAIT | MSG_NOSIGNAL) {
+        Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+        Err(error) => return Err(error),
+    }
     while !bytes.is_empty() {
         match stream.try_write(bytes) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),

@@ -5,16 +5,18 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use filter_common::Reason;
 use filter_policy::Name;
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use nix::sys::socket::{setsockopt, sockopt};
+use futures_util::{StreamExt, future::Either, stream::FuturesUnordered};
+use nix::libc::EINPROGRESS;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -124,48 +126,73 @@ impl Dial<'_> {
 
     /// The first that answers, each being tried once the one before it has failed or had its head start.
     async fn first_of(&self, addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        let (first, rest) = match addresses {
-            [] => return Err(last),
-            [only] => return self.one(*only, port).await,
-            [first, rest @ ..] => (*first, rest),
+        let [first, rest @ ..] = addresses else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+        let mut attempt = pin!(self.one(*first, port));
+        if rest.is_empty() {
+            return attempt.await;
+        }
+        let failed = match timeout(HEAD_START, &mut attempt).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
         };
+        // Rare, and a connection need not have room for it all its life.
+        Box::pin(self.race(attempt, failed, rest, port)).await
+    }
+
+    /// As above, once the first address has failed or had its head start.
+    async fn race(
+        &self,
+        first: impl Future<Output = io::Result<(TcpStream, IpAddr)>>,
+        mut failed: Option<io::Error>,
+        rest: &[IpAddr],
+        port: u16,
+    ) -> io::Result<(TcpStream, IpAddr)> {
+        let mut rest = rest.iter().map(|address| self.one(*address, port));
         let mut trying = FuturesUnordered::new();
-        trying.push(self.one(first, port));
-        let mut rest = rest.iter();
+        if failed.is_none() {
+            trying.push(Either::Left(first));
+        }
         loop {
+            trying.extend(rest.next().map(Either::Right));
             let done = if rest.len() == 0 {
                 trying.next().await
             } else {
                 match timeout(HEAD_START, trying.next()).await {
                     Ok(done) => done,
-                    Err(_) => {
-                        trying.extend(rest.next().map(|next| self.one(*next, port)));
-                        continue;
-                    }
+                    Err(_) => continue,
                 }
             };
             match done {
                 Some(Ok(connected)) => return Ok(connected),
-                Some(Err(error)) => {
-                    last = error;
-                    trying.extend(rest.next().map(|next| self.one(*next, port)));
-                }
-                None => return Err(last),
+                Some(Err(error)) => failed = Some(error),
+                None => return Err(failed.unwrap_or(io::ErrorKind::AddrNotAvailable.into())),
             }
         }
     }
 
     async fn one(&self, address: IpAddr, port: u16) -> io::Result<(TcpStream, IpAddr)> {
-        let socket = match address {
-            IpAddr::V4(_) => TcpSocket::new_v4()?,
-            IpAddr::V6(_) => TcpSocket::new_v6()?,
-        };
+        let to = SocketAddr::new(address, port);
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         if self.mark != 0 {
-            setsockopt(&socket, sockopt::Mark, &self.mark)?;
+            socket.set_mark(self.mark)?;
         }
-        socket.set_nodelay(true)?;
-        Ok((socket.connect(SocketAddr::new(address, port)).await?, address))
+        socket.set_tcp_nodelay(true)?;
+        // Whoever dials speaks first: what acknowledges the other end's packet goes out with the first words.
+        socket.set_tcp_quickack(false)?;
+        match socket.connect(&to.into()) {
+            Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let stream = TcpStream::from_std(socket.into())?;
+        // One that is near has answered already.
+        if stream.peer_addr().is_err() {
+            stream.writable().await?;
+            if let Some(error) = stream.take_error()? {
+                return Err(error);
+            }
+        }
+        Ok((stream, address))
     }
 }
 

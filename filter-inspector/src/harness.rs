@@ -136,8 +136,8 @@ impl World {
     pub(crate) async fn with(adjust: impl FnOnce(&mut Settings, u16)) -> Self {
         let host = Arc::new(Table::default());
         host.enforce(1, 1, policy());
-        let listeners = Listeners::bind().unwrap();
-        let port = SockRef::from(&listeners.v4()).local_addr().unwrap().as_socket().unwrap().port();
+        let listeners = Listeners::bind(2).unwrap();
+        let port = SockRef::from(&listeners.v4().unwrap()).local_addr().unwrap().as_socket().unwrap().port();
         let mut settings = Settings { http_ports: vec![], tls_ports: vec![], ..Settings::default() };
         adjust(&mut settings, port);
         let server = name_server().await;

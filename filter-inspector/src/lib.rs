@@ -23,6 +23,7 @@ mod harness;
 pub mod hello;
 pub mod host;
 pub mod http;
+mod listen;
 mod open;
 #[cfg(test)]
 mod open_tests;
@@ -36,3 +37,4 @@ mod tls;
 #[cfg(test)]
 mod tls_tests;
 pub mod transform;
+mod workers;

@@ -22,7 +22,7 @@ pub(crate) const CAPACITY: usize = 256 * 1024;
 /// Pipes that are kept for the next connection.
 const IDLE: usize = 32;
 /// Pipes in all.
-const TOTAL: usize = 1024;
+pub(crate) const TOTAL: usize = 1024;
 /// Pipes of one sandbox at a time.
 const SHARE: usize = 128;
 

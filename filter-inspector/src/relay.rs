@@ -28,7 +28,7 @@ const BUFFER: usize = 16 * 1024;
 /// A pipe is not worth it for bursts shorter than this.
 const BURST: usize = 64 * 1024;
 /// Reads and writes before others get their turn.
-const TURNS: usize = 32;
+const TURNS: usize = 8;
 
 thread_local! {
     /// The buffer that is read into. A thread moves one piece at a time, and what the other end does not take

@@ -38,6 +38,7 @@ use self::{
 };
 
 pub use self::resolv_conf::NoServers;
+pub(crate) use self::upstream::LOOKUPS;
 
 /// How long the answer with IPv6 addresses may keep IPv4 addresses waiting that are already there.
 const GRACE: Duration = Duration::from_millis(250);

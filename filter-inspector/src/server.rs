@@ -3,18 +3,15 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener},
-    os::fd::{AsFd, BorrowedFd},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
 use filter_common::{Reason, RuleWord};
 use nix::sys::resource::{Resource, getrlimit};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
     time,
 };
 use tracing::warn;
@@ -25,24 +22,25 @@ use crate::{
     dns::{self, Forwarder},
     host::{Event, Flow, Happening, Host, Tenant, Transport},
     http::proxy,
+    listen::Pair,
     open::Register,
-    pipe::Pipes,
-    resolve::Resolver,
+    pipe::{self, Pipes},
+    resolve::{self, Resolver},
     stream::Stream,
     tls,
     transform::Transformer,
+    workers::Workers,
 };
 
-/// Connections that wait to be accepted; the kernel's own bound (`somaxconn`) may be lower.
-const BACKLOG: i32 = 4096;
+pub use crate::listen::Listeners;
+
 /// The pause after the kernel could not give a connection.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Shorter than the deadlines of connections.
-const TICK: Duration = Duration::from_secs(1);
-/// Descriptors that a connection may have: two sockets, and a pipe.
-const DESCRIPTORS: u64 = 4;
-/// Descriptors that are left to the rest of the process.
-const RESERVED: u64 = 256;
+/// Descriptors that a connection has: its two sockets. Pipes are few, and counted for themselves.
+const DESCRIPTORS: u64 = 2;
+/// Descriptors that are left to the rest of the process: pipes, lookups with a few sockets each, and all that has
+/// nothing to do with connections.
+const RESERVED: u64 = 2 * pipe::TOTAL as u64 + 4 * resolve::LOOKUPS as u64 + 512;
 
 /// How connections are served.
 #[derive(Clone, Debug)]
@@ -88,62 +86,6 @@ impl Default for Settings {
     }
 }
 
-/// The sockets that punted connections arrive at. They are bound to loopback, where nobody from outside
-/// reaches them, and accept connections to any address that the kernel delivers to them.
-#[derive(Debug)]
-pub struct Listeners {
-    v4: StdListener,
-    v6: Option<StdListener>,
-}
-
-impl Listeners {
-    /// Listens at ports that the kernel chooses. Needs `CAP_NET_ADMIN`.
-    ///
-    /// # Errors
-    /// Whatever keeps the kernel from it. A host without IPv6 is no error; it has one listener.
-    pub fn bind() -> io::Result<Self> {
-        let v4 = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        let v6 = match listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))) {
-            Ok(listener) => Some(listener),
-            Err(error) if has_no_v6(&error) => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { v4, v6 })
-    }
-
-    /// The one for IPv4.
-    pub fn v4(&self) -> BorrowedFd<'_> {
-        self.v4.as_fd()
-    }
-
-    /// The one for IPv6, if the host has IPv6.
-    pub fn v6(&self) -> Option<BorrowedFd<'_>> {
-        self.v6.as_ref().map(AsFd::as_fd)
-    }
-}
-
-fn has_no_v6(error: &io::Error) -> bool {
-    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
-    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
-}
-
-fn listen(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Before it is bound: the answer to a SYN comes from the address that the sandbox wanted to reach.
-    if address.is_ipv4() {
-        socket.set_ip_transparent_v4(true)?;
-    } else {
-        socket.set_only_v6(true)?;
-        socket.set_ip_transparent_v6(true)?;
-    }
-    // Accepted sockets inherit it.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
 /// Serves punted connections. Clones are the same inspector.
 #[derive(Debug)]
 pub struct Inspector<H: Host> {
@@ -186,20 +128,20 @@ impl<H: Host> Inspector<H> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Serves until `shutdown` is ready. Then whatever is open is reset.
+    /// Serves until `shutdown` is ready, each pair of listeners on a thread of its own. Then whatever is open is
+    /// reset. Dropped, it ends all the same.
     ///
     /// # Errors
-    /// That the listeners cannot be registered with the runtime. Nothing else ends it.
+    /// That there can be no more threads, or that the listeners cannot be registered. Nothing else ends it.
     pub async fn run(&self, listeners: Listeners, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let mut accepting = JoinSet::new();
-        for listener in [Some(listeners.v4), listeners.v6].into_iter().flatten() {
-            accepting.spawn(self.clone().accept(TcpListener::from_std(listener)?));
+        let workers = Workers::start(listeners, |pair| self.clone().serve(pair))?;
+        tokio::select! {
+            () = shutdown => {}
+            () = self.sweep() => {}
         }
-        accepting.spawn(tick());
-        accepting.spawn(self.clone().sweep());
-        shutdown.await;
-        accepting.shutdown().await;
+        // The ends of their connections are told before this returns.
         self.shared.register.end_all();
+        workers.stop().await;
         Ok(())
     }
 
@@ -229,13 +171,25 @@ impl<H: Host> Inspector<H> {
         self.shared.register.len()
     }
 
-    /// Ends what the kernel no longer follows.
-    async fn sweep(self) {
+    /// Ends what the kernel no longer follows, as long as it is polled.
+    async fn sweep(&self) {
         const INTERVAL: Duration = Duration::from_secs(1);
         loop {
             time::sleep(INTERVAL).await;
             self.shared.register.sweep(|entry| self.shared.host.tenant(&entry.flow) == Some(entry.tenant));
         }
+    }
+
+    /// Accepts at both listeners, for as long as it is polled.
+    fn serve(self, pair: Pair) -> io::Result<impl Future<Output = ()>> {
+        let v4 = self.clone().accept(TcpListener::from_std(pair.v4)?);
+        let v6 = pair.v6.map(TcpListener::from_std).transpose()?.map(|listener| self.accept(listener));
+        Ok(async {
+            match v6 {
+                Some(v6) => _ = tokio::join!(v4, v6),
+                None => v4.await,
+            }
+        })
     }
 
     async fn accept(self, listener: TcpListener) {
@@ -338,14 +292,6 @@ async fn serve_dns<H: Host>(connection: Connection<H>) {
     // Whatever became of the connection, it is over.
     let client = Stream::new(Arc::clone(&connection.client));
     let _ = dns::tcp::serve(client, flow, tenant, host, forwarder).await;
-}
-
-/// Has a timer due soon, always. A runtime without one wakes itself up for each deadline that is set, which is
-/// a call for each connection.
-async fn tick() {
-    loop {
-        time::sleep(TICK).await;
-    }
 }
 
 /// A descriptor to give up when there is no other.

@@ -77,7 +77,7 @@ async fn read_hello<H: Host>(connection: &mut Connection<H>, said: &mut Said) ->
             Ok(_) => {}
         }
         match answer {
-            Ok(None) => {}
+            Ok(None) => connection.expect_more(),
             Ok(Some(hello)) => return Ok(Ok(hello.server_name)),
             Err(bad) => return Ok(bad.named()),
         }

@@ -96,6 +96,14 @@ impl Client {
         self.ask(Method::GET, &format!("/v1/stats{query}"), None::<&()>)
     }
 
+    /// Makes every token of before invalid.
+    ///
+    /// # Errors
+    /// See [`Self::attach`].
+    pub fn rotate_tokens(&self) -> Result<(), ControlError> {
+        self.send(Method::POST, "/v1/tokens/rotate", Bytes::new()).map(drop)
+    }
+
     /// What the daemon finds of its own health.
     ///
     /// # Errors

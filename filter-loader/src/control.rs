@@ -30,6 +30,8 @@ pub trait Control: Send + Sync + 'static {
     fn show(&self, id: SandboxId, with_tokens: bool) -> Answer<'_, Show>;
     /// The numbers of one sandbox, or of all.
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats>;
+    /// Makes every token of before invalid.
+    fn rotate_tokens(&self) -> Answer<'_, ()>;
     /// What only the daemon knows of its own health.
     fn doctor(&self) -> Answer<'_, Value>;
     /// The authority that sandboxes must trust where headers are set.

@@ -27,7 +27,7 @@ mod secret;
 mod transform;
 mod validate;
 
-pub use canonical::PolicyHash;
+pub use canonical::{Canonical, PolicyHash};
 pub use compile::{Compiled, compile, evaluate};
 pub use format::Format;
 pub use guard::Guard;

@@ -19,7 +19,12 @@ pub struct Matcher {
 impl Matcher {
     /// The names of a policy.
     pub fn new(policy: &Policy) -> Self {
-        let mut matcher = Self::default();
+        // Growing step by step would move everything again and again.
+        let exact = policy
+            .allow_out
+            .iter()
+            .filter(|entry| matches!(entry, AllowEntry::Domain(HostPattern::Exact(_))));
+        let mut matcher = Self { exact: HashMap::with_capacity(exact.count()), ..Self::default() };
         for (index, entry) in policy.allow_out.iter().enumerate() {
             let AllowEntry::Domain(pattern) = entry else { continue };
             match pattern {

@@ -61,7 +61,8 @@ impl Name {
         if is_number(last) {
             return Err(BadName::Address);
         }
-        Ok(Self(bytes.iter().map(|byte| char::from(byte.to_ascii_lowercase())).collect()))
+        // All of it is ASCII.
+        Ok(Self(String::from_utf8_lossy(bytes).to_ascii_lowercase()))
     }
 
     /// The canonical text.

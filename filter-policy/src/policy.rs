@@ -1,6 +1,6 @@
 //! The validated policy of one sandbox and what can be asked of it.
 
-use std::{cmp::Reverse, collections::BTreeMap, fmt, net::IpAddr};
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, fmt, net::IpAddr};
 
 use filter_common::{Class, RuleWord};
 use ipnet::IpNet;
@@ -188,14 +188,20 @@ impl AllowEntry {
     pub(crate) fn is_domain(&self) -> bool {
         matches!(self, Self::Domain(_))
     }
+
+    /// The canonical text.
+    pub(crate) fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Net(net) => net::canonical(net).into(),
+            Self::Domain(HostPattern::Exact(name)) => name.as_str().into(),
+            Self::Domain(pattern) => pattern.to_string().into(),
+        }
+    }
 }
 
 impl fmt::Display for AllowEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Net(net) => f.write_str(&net::canonical(net)),
-            Self::Domain(pattern) => write!(f, "{pattern}"),
-        }
+        f.write_str(&self.text())
     }
 }
 

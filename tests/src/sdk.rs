@@ -66,7 +66,7 @@ impl SdkKind {
         };
         command
             .env("E2B_API_URL", api_url)
-            .env("E2B_SANDBOX_URL", "http://127.0.0.1:9")
+            .env("E2B_SANDBOX_URL", "http://127.0.0.1:8080")
             .env("E2B_DOMAIN", "sandbox.localhost")
             .env("E2B_API_KEY", key)
             .stdin(Stdio::piped())

@@ -78,7 +78,7 @@ impl Ca {
         self.0.pem()
     }
 
-    /// A certificate for `name`, and its key, both as PEM, for servers that are programs of their own.
+    /// The chain and the key, both as PEM, of a server called `name` that is a program of its own.
     pub fn issue(&self, name: &str) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &*self.0)?;

@@ -110,6 +110,37 @@ fn a_daemon_killed_in_the_middle_leaves_nothing_half_made() -> Result<()> {
 }
 
 #[test]
+fn a_daemon_killed_while_sandboxes_end_finishes_that() -> Result<()> {
+    let mut stand = Stand::new()?;
+    for round in 0..3 {
+        let ids: Vec<String> = (0..4).map(|_| stand.create(json!({}))).collect::<Result<_>>()?;
+        thread::scope(|scope| {
+            for id in &ids {
+                let stand = &stand;
+                scope.spawn(move || stand.ask(KEY, "DELETE", &format!("/sandboxes/{id}"), None).ok());
+            }
+            thread::sleep(Duration::from_millis(5 + round * 25));
+            let id = stand.daemon.id().map(|id| i32::try_from(id).unwrap()).unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        });
+        let _ = stand.daemon.kill9();
+        stand.daemon.start()?;
+        // Some may not have been begun with: those go on, and can be ended.
+        let list = stand.ask(KEY, "GET", "/sandboxes", None)?.success()?;
+        for sandbox in list.as_array().context("no list")? {
+            let id = sandbox["sandboxID"].as_str().context("no id")?;
+            assert!(reaches(id, A)?);
+            stand.kill(id)?;
+        }
+        for id in &ids {
+            assert!(stand.left()?.nothing_of(id), "{:?}", stand.left()?);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn an_interface_that_goes_takes_its_sandbox_along() -> Result<()> {
     let stand = Stand::new()?;
     let id = stand.create(json!({}))?;
@@ -271,6 +302,74 @@ fn a_program_that_fails_leaves_nothing_half_made() -> Result<()> {
     assert_eq!(ids("create"), ids("destroy"));
     assert_eq!(daemon.api().ask("GET", "/sandboxes", None)?.success()?, json!([]));
     assert_eq!(fs::read_dir(daemon.state_dir().join("made"))?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn a_program_that_names_what_another_sandbox_has_harms_only_the_new_one() -> Result<()> {
+    let topology = Topology::new()?;
+    let dir = topology_dir()?;
+    let config = provider(
+        &dir.0,
+        r#"input=$(cat)
+           pair() { ip link add $1 type veth peer name $1-in; echo "{\"iface\":\"$1\",\"addrs\":[\"$2\"]}"; }
+           case $1 in
+             create)
+               echo >> asked
+               case $(wc -l < asked) in
+                 1) pair first 10.3.0.2;;
+                 2) echo '{"iface":"first","addrs":["10.3.0.3"]}';;
+                 3) pair third 10.3.0.2;;
+               esac;;
+             destroy)
+               iface=$(echo "$input" | sed -n 's/.*"iface":"\([^"]*\)".*/\1/p')
+               [ -z "$iface" ] || ip link del "$iface";;
+           esac"#,
+    )?;
+    let daemon: Daemon = configured(&topology).config(&config).start()?;
+    let create =
+        || daemon.api().ask("POST", "/sandboxes", Some(&json!({ "templateID": "t", "timeout": 300 })));
+    let first = create()?.success()?["sandboxID"].as_str().context("no id")?.to_owned();
+    for claimed in ["the interface", "the address"] {
+        let refused = create()?;
+        assert_eq!(refused.status, 500, "{claimed}: {refused:?}");
+        // Whose it is, is nobody's business.
+        assert!(!refused.body.to_string().contains(&first), "{claimed}: {refused:?}");
+        assert_eq!(daemon.show(&first)?["enforced"], json!(true), "{claimed}");
+        let links = topology.host().links()?;
+        assert!(links.contains(&"first".to_owned()) && !links.contains(&"third".to_owned()), "{links:?}");
+    }
+    assert!(daemon.log().contains(&first), "the operator is told");
+    daemon.api().ask("DELETE", &format!("/sandboxes/{first}"), None)?.success()?;
+    assert!(!topology.host().links()?.contains(&"first".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn a_program_ends_with_the_daemon() -> Result<()> {
+    let topology = Topology::new()?;
+    let dir = topology_dir()?;
+    let config = provider(
+        &dir.0,
+        r#"input=$(cat)
+           echo $1 >> asked
+           case $1 in
+             create) sleep 6; ip link add late type veth peer name late-in; echo made >> asked;;
+             destroy) ip link del late 2> /dev/null || true;;
+           esac"#,
+    )?;
+    let mut daemon: Daemon = configured(&topology).config(&config).start()?;
+    let api = daemon.api();
+    let asking =
+        thread::spawn(move || api.ask("POST", "/sandboxes", Some(&json!({ "templateID": "t" }))).is_ok());
+    let asked = || fs::read_to_string(dir.0.join("asked")).unwrap_or_default();
+    eventually("the program runs", || Ok(asked() == "create\n"))?;
+    daemon.kill9()?;
+    assert!(!asking.join().unwrap());
+    daemon.start()?;
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(asked(), "create\ndestroy\n");
+    assert!(!topology.host().links()?.contains(&"late".to_owned()));
     Ok(())
 }
 

@@ -48,6 +48,12 @@ fn a_sandbox_from_its_making_to_its_end() -> Result<()> {
         sdk.must("connect", json!({ "id": id, "timeout": 1 }))?;
         assert!(lives(&sdk.must("info", json!({ "id": id }))?) > 590.0, "connecting never shortens");
 
+        let odd = json!({ "user name": "ä & ö=+%" });
+        let third = id_of(&sdk.must("create", json!({ "metadata": odd }))?)?;
+        let some = sdk.must("list", json!({ "metadata": odd }))?;
+        assert_eq!((&some[0][0]["sandboxID"], &some[0][0]["metadata"]), (&json!(third), &odd), "{some}");
+        sdk.must("kill", json!({ "id": third }))?;
+
         let second = id_of(&sdk.must("create", json!({ "metadata": { "app": "y" } }))?)?;
         let all = sdk.must("list", json!({}))?;
         assert_eq!(all.as_array().map(|pages| pages.concat_len()), Some(2));

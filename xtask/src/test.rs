@@ -24,6 +24,8 @@ const TIERS: &[Tier] = &[
             "-p",
             "filter-inspector",
             "-p",
+            "filter-gateway",
+            "-p",
             "xtask",
             "--all-targets",
         ],

@@ -65,10 +65,16 @@ impl Scan {
                 }
                 b'\t' | b'\r' => {}
                 byte if byte.is_ascii_control() => return Err(BadBytes::Control),
-                _ => {}
+                _ => self.skip_plain(buf),
             }
         }
         Ok(Found::Nothing)
+    }
+
+    /// Nearly all bytes are of the kind that needs no looking at.
+    fn skip_plain(&mut self, buf: &[u8]) {
+        let rest = buf.get(self.at..buf.len().min(MAX_HEAD)).unwrap_or_default();
+        self.at += rest.iter().take_while(|byte| **byte >= b' ' && **byte != 0x7f).count();
     }
 }
 
@@ -145,28 +151,38 @@ pub(super) enum Field {
 }
 
 impl Field {
+    const NAMES: [(&[u8], Self); 7] = [
+        (b"host", Self::Host),
+        (b"content-length", Self::ContentLength),
+        (b"transfer-encoding", Self::TransferEncoding),
+        (b"connection", Self::Connection),
+        (b"upgrade", Self::Upgrade),
+        (b"http2-settings", Self::Http2Settings),
+        (b"expect", Self::Expect),
+    ];
+
     /// Which one `name` names.
     pub(super) fn of(name: &[u8]) -> Self {
-        let field = match plain(name).as_slice() {
-            b"host" => Self::Host,
-            b"content-length" => Self::ContentLength,
-            b"transfer-encoding" => Self::TransferEncoding,
-            b"connection" => Self::Connection,
-            b"upgrade" => Self::Upgrade,
-            b"http2-settings" => Self::Http2Settings,
-            b"expect" => Self::Expect,
-            _ => return Self::Other,
+        let Some((_, field)) = Self::NAMES.iter().find(|(known, _)| resembles(name, known)) else {
+            return Self::Other;
         };
         let odd = name.iter().any(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
-        if odd { Self::Lookalike } else { field }
+        if odd { Self::Lookalike } else { *field }
     }
+}
+
+/// Whether a name in lower case, with a hyphen for every byte that is neither letter nor digit, is the known one.
+fn resembles(name: &[u8], known: &[u8]) -> bool {
+    name.len() == known.len() && name.iter().zip(known).all(|(byte, known)| plain_byte(*byte) == *known)
 }
 
 /// A name in lower case, with a hyphen for every byte that is neither letter nor digit.
 pub(super) fn plain(name: &[u8]) -> Vec<u8> {
-    name.iter()
-        .map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' })
-        .collect()
+    name.iter().copied().map(plain_byte).collect()
+}
+
+fn plain_byte(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
 
 /// What the `Connection` fields of a message say.

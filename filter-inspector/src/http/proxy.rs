@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     exchange::{Ends, Next, exchange, fill},
     refusal::{self, Why},
-    request::{Method, Request, RequestReader},
+    request::{Body, Method, Request, RequestReader},
 };
 use crate::{
     connection::{Connection, Refused, write_all},
@@ -139,6 +139,7 @@ impl<H: Host> Proxy<H> {
         if let Some(request) = reader.advance(&self.inbox).map_err(Why::BadRequest)? {
             return Ok(request);
         }
+        self.connection.expect_more();
         let head = timeout(self.connection.shared.settings.head_timeout, async {
             if !self.connection.charge(self.inbox.len()) {
                 return Err(Why::Denied(Reason::Capacity));
@@ -178,6 +179,9 @@ impl<H: Host> Proxy<H> {
 
     async fn exchange(&mut self, request: &Request) -> Next {
         let Some(upstream) = &self.connection.upstream else { return Next::Break };
+        if request.body != Body::None {
+            self.connection.expect_more();
+        }
         let ends = Ends {
             client: &self.connection.client,
             upstream,

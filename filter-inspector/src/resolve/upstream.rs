@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// turn.
 const FOR_SANDBOXES: usize = 768;
 const FOR_DIALLING: usize = 256;
+/// All of them.
+pub(crate) const LOOKUPS: usize = FOR_SANDBOXES + FOR_DIALLING;
 
 /// What a lookup is for. Sandboxes may ask for whatever they like; connections do not suffer from it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

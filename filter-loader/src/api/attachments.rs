@@ -96,9 +96,9 @@ pub async fn replace(
     api: State<Arc<Api>>,
     id: Id,
     headers: HeaderMap,
-    Document(document): Document,
+    Document { value, .. }: Document,
 ) -> Result<Response, ApiError> {
-    change(api, id, &headers, Change::Replace(document)).await
+    change(api, id, &headers, Change::Replace(value)).await
 }
 
 /// Change what is named of a policy; `null` puts a field back to its default.
@@ -113,9 +113,9 @@ pub async fn merge(
     api: State<Arc<Api>>,
     id: Id,
     headers: HeaderMap,
-    Document(document): Document,
+    Document { value, .. }: Document,
 ) -> Result<Response, ApiError> {
-    change(api, id, &headers, Change::Merge(document)).await
+    change(api, id, &headers, Change::Merge(value)).await
 }
 
 async fn change(
@@ -172,6 +172,16 @@ pub async fn stats(
     Params(params): Params<StatsParams>,
 ) -> Result<Json<Stats>, ApiError> {
     Ok(Json(api.control.stats(params.id).await?))
+}
+
+/// Make every token of before invalid: those of public URLs and those of controllers.
+#[utoipa::path(post, path = "/v1/tokens/rotate", tag = "daemon", responses(
+    (status = 204, description = "The old ones are refused from now on"),
+    (status = 500, description = "Nothing has changed", body = Refusal),
+))]
+pub async fn rotate_tokens(State(api): State<Arc<Api>>) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { api.control.rotate_tokens().await }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// What the daemon finds of its own health.

@@ -1,8 +1,9 @@
 //! Reading what a request carries. Whatever is wrong with it is said in the form of [`ApiError`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
+    body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
@@ -10,48 +11,95 @@ use filter_policy::Format;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+    time::timeout,
+};
 
 use super::{Caller, error::ApiError};
-use crate::{
-    protocol::{Condition, MAX_DOCUMENT, SandboxId},
-    sandboxes::Owner,
-};
+use crate::protocol::{Condition, MAX_DOCUMENT, SandboxId};
 
 /// How long a body may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest body of a holder of a key.
-const MAX_BODY: usize = 16 << 20;
+/// The longest body of a holder of a key: a policy with 100,000 prefixes fits.
+const MAX_BODY: usize = 4 << 20;
+/// The bodies of one holder at the same time. As a document each may take tens of times its length.
+const MAX_BODIES: usize = 2 * MAX_BODY;
 
 /// The JSON of a body, in which no member stands twice, however it was transferred.
-pub struct Document(pub Value);
+pub struct Document {
+    /// The document.
+    pub value: Value,
+    /// To be held for as long as something of the document is.
+    pub room: Taken,
+}
+
+/// Where the bodies of one holder of a key have to fit in, so that they use up their own memory and nobody else's.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_BODIES)))
+    }
+}
+
+/// A part of a [`Room`]; none of an operator's, who has as much as they like.
+#[derive(Debug, Default)]
+pub struct Taken(Option<OwnedSemaphorePermit>);
+
+impl Taken {
+    /// Takes more.
+    fn grow(&mut self, room: &Room, bytes: usize) -> Result<(), ApiError> {
+        let more =
+            u32::try_from(bytes).ok().and_then(|bytes| room.0.clone().try_acquire_many_owned(bytes).ok());
+        let more = more.ok_or_else(ApiError::too_much_at_once)?;
+        match &mut self.0 {
+            Some(taken) => taken.merge(more),
+            None => self.0 = Some(more),
+        }
+        Ok(())
+    }
+}
 
 impl<S: Send + Sync> FromRequest<S> for Document {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let is_operator =
-            request.extensions().get::<Caller>().is_some_and(|caller| caller.owner == Owner::Operator);
-        let limit = if is_operator { MAX_DOCUMENT } else { MAX_BODY };
-        let body = Limited::new(request.into_body(), limit);
-        let bytes = match timeout(PATIENCE, body.collect()).await {
-            Ok(Ok(collected)) => collected.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let message = format!("the body is longer than {} MiB", limit >> 20);
-                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
-            }
-            Ok(Err(error)) => return Err(ApiError::bad_request(format!("the body did not arrive: {error}"))),
-            Err(_) => {
+        let room = request.extensions().get::<Caller>().and_then(|caller| caller.room.clone());
+        let (bytes, taken) =
+            timeout(PATIENCE, collect(request.into_body(), room.as_ref())).await.unwrap_or_else(|_| {
                 let message = "the body did not arrive in time";
-                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message));
-            }
-        };
+                Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
+            })?;
         // A long policy takes a while, which is not the executor's.
         let value = spawn_blocking(move || read(&bytes))
             .await
             .map_err(|_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be read"))??;
-        Ok(Self(value))
+        Ok(Self { value, room: taken })
     }
+}
+
+async fn collect(body: Body, room: Option<&Room>) -> Result<(Vec<u8>, Taken), ApiError> {
+    let limit = if room.is_some() { MAX_BODY } else { MAX_DOCUMENT };
+    let mut body = Limited::new(body, limit);
+    let (mut bytes, mut taken) = (Vec::new(), Taken::default());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                let message = format!("the body is longer than {} MiB", limit >> 20);
+                return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message);
+            }
+            ApiError::bad_request(format!("the body did not arrive: {error}"))
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if let Some(room) = room {
+            taken.grow(room, data.len())?;
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes, taken))
 }
 
 fn read(bytes: &[u8]) -> Result<Value, ApiError> {
@@ -63,21 +111,29 @@ fn read(bytes: &[u8]) -> Result<Value, ApiError> {
 }
 
 impl Document {
-    /// As a type; the message names what is wrong.
+    /// As [`parse`], where nothing long is kept of it.
     ///
     /// # Errors
     /// 400.
     pub fn parse<T: DeserializeOwned>(self) -> Result<T, ApiError> {
-        // A list would do for a structure too.
-        if !self.0.is_object() {
-            return Err(ApiError::bad_request("the body is no JSON object"));
-        }
-        serde_path_to_error::deserialize(self.0).map_err(|error| {
-            let place = error.path().to_string();
-            let place = if place == "." { String::new() } else { format!("{place}: ") };
-            ApiError::bad_request(format!("{place}{}", error.inner()))
-        })
+        parse(self.value)
     }
+}
+
+/// A document as a type; the message names what is wrong.
+///
+/// # Errors
+/// 400.
+pub fn parse<T: DeserializeOwned>(document: Value) -> Result<T, ApiError> {
+    // A list would do for a structure too.
+    if !document.is_object() {
+        return Err(ApiError::bad_request("the body is no JSON object"));
+    }
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let place = error.path().to_string();
+        let place = if place == "." { String::new() } else { format!("{place}: ") };
+        ApiError::bad_request(format!("{place}{}", error.inner()))
+    })
 }
 
 /// The id in a path. What no sandbox can be called does not exist.

@@ -76,6 +76,16 @@ impl ApiError {
         error
     }
 
+    /// Too much of one caller is on its way.
+    pub fn too_much_at_once() -> Self {
+        let mut error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too much is being sent with this key at the same time; send one long body after the other",
+        );
+        error.headers.push((header::RETRY_AFTER, 1.into()));
+        error
+    }
+
     /// Whether it says that something is not there.
     pub fn is_not_found(&self) -> bool {
         self.status == StatusCode::NOT_FOUND

@@ -21,6 +21,7 @@ use subtle::ConstantTimeEq;
 
 use super::{
     Caller,
+    body::Room,
     error::{ApiError, rate_headers},
 };
 use crate::{
@@ -96,12 +97,12 @@ impl Holder {
             }
         };
         let allowance = Allowance {
-            concurrent: entry.concurrent_sandboxes(),
+            concurrent: entry.concurrent_sandboxes().filter(|limit| *limit > 0),
             rate: entry.create_rate().and_then(Limiter::new).map(Arc::new),
         };
         Self {
             key,
-            caller: Caller { owner: Owner::Key(name), allowance },
+            caller: Caller { owner: Owner::Key(name), allowance, room: Some(Room::default()) },
             requests: Limiter::new(config.limits.management_api),
         }
     }
@@ -178,7 +179,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let toml = toml.replace("DIR", &dir.path().display().to_string());
         let config = Config::parse(Path::new("test"), &toml).unwrap();
-        let seed = Seed::open(dir.path()).unwrap();
+        let seed = Seed::of_owners(dir.path()).unwrap();
         (dir, Keys::new(&config, &seed))
     }
 

@@ -1,9 +1,11 @@
 //! Taking connections: on the control socket, whose mode is its access control, and on TCP.
 //!
-//! Clients are bounded in number, and in how long a request may take to arrive.
+//! Clients are bounded in number, in how long a request may take to arrive, and in how long an answer may take to be
+//! read. HTTP/1.1 alone, where all three can be: a silent client of HTTP/2 is as good as any.
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,14 +13,15 @@ use std::{
 };
 
 use axum::Router;
+use hyper::server::conn::http1;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+    rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener, UnixSocket},
+    net::{TcpListener, TcpSocket, UnixListener, UnixSocket},
     sync::{Semaphore, watch},
     task::JoinSet,
     time,
@@ -29,6 +32,8 @@ use crate::error::ControlError;
 const SOCKET_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o755;
 const BACKLOG: u32 = 1024;
+/// The longest head of a request. It is kept before it is known whose it is.
+const MAX_HEAD: usize = 32 << 10;
 
 /// What clients are held to.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +49,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: 4096, patience: Duration::from_secs(60), farewell: Duration::from_secs(30) }
+        Self { connections: 4096, patience: Duration::from_secs(20), farewell: Duration::from_secs(30) }
     }
 }
 
@@ -121,13 +126,46 @@ impl Source for ControlSocket {
     }
 }
 
-impl Source for TcpListener {
+/// Listens on TCP.
+#[derive(Debug)]
+pub struct Tcp {
+    listener: TcpListener,
+    patience: Duration,
+}
+
+impl Tcp {
+    /// Listens at an address; what a client does not take within `bounds.patience` is not kept for it. Belongs inside
+    /// a tokio runtime.
+    ///
+    /// # Errors
+    /// If the address cannot be had.
+    pub fn bind(address: SocketAddr, bounds: Bounds) -> io::Result<Self> {
+        let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+        // That of the daemon before may linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { listener: socket.listen(BACKLOG)?, patience: bounds.patience })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl Source for Tcp {
     type Stream = tokio::net::TcpStream;
 
     async fn next(&mut self) -> io::Result<Self::Stream> {
-        let (stream, _) = self.accept().await?;
+        let (stream, _) = self.listener.accept().await?;
         // Answers are small and waited for.
         stream.set_nodelay(true)?;
+        // Also of a peer that is alive and has closed its window (tcp(7)).
+        let patience = u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(&stream, sockopt::TcpUserTimeout, &patience)?;
         Ok(stream)
     }
 }
@@ -188,9 +226,8 @@ async fn converse(
     router: Router,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.patience);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(bounds.patience);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(bounds.patience).max_buf_size(MAX_HEAD);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use axum::{Extension, Router, http::StatusCode, middleware, routing::get};
 use serde_json::Value;
 
-use self::{error::ApiError, keys::Keys};
+use self::{body::Room, error::ApiError, keys::Keys};
 use crate::{
     control::Control,
     error::ControlError,
@@ -49,12 +49,14 @@ pub struct Caller {
     pub owner: Owner,
     /// How many sandboxes they may have.
     pub allowance: Allowance,
+    /// Where their bodies have to fit in; none where they are not bounded.
+    pub room: Option<Room>,
 }
 
 impl Caller {
     /// Whoever may open the control socket.
     pub fn operator() -> Self {
-        Self { owner: Owner::Operator, allowance: Allowance::default() }
+        Self { owner: Owner::Operator, allowance: Allowance::default(), room: None }
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Api, Caller,
-    body::{self, Document, Id},
+    body::{self, Document, Id, Taken},
     error::{ApiError, Refusal},
     schema::{Enforced, NetworkUpdate},
     to_the_end,
@@ -61,10 +61,10 @@ pub async fn replace(
     caller: Extension<Caller>,
     id: Id,
     headers: HeaderMap,
-    Document(document): Document,
+    Document { value, room }: Document,
 ) -> Result<Response, ApiError> {
-    let change = Change::Replace(of_update(document)?);
-    update(api, caller, id, &headers, change).await
+    let change = Change::Replace(of_update(value)?);
+    update(api, caller, id, &headers, change, room).await
 }
 
 /// Change what is named of the network of a running sandbox; `null` puts a field back to its default. The answer
@@ -82,10 +82,10 @@ pub async fn merge(
     caller: Extension<Caller>,
     id: Id,
     headers: HeaderMap,
-    Document(document): Document,
+    Document { value, room }: Document,
 ) -> Result<Response, ApiError> {
-    let change = Change::Merge(document_of(document, Nulls::Kept, &FIXED)?);
-    update(api, caller, id, &headers, change).await
+    let change = Change::Merge(document_of(value, Nulls::Kept, &FIXED)?);
+    update(api, caller, id, &headers, change, room).await
 }
 
 async fn update(
@@ -94,9 +94,11 @@ async fn update(
     Id(id): Id,
     headers: &HeaderMap,
     change: Change,
+    room: Taken,
 ) -> Result<Response, ApiError> {
     let condition = body::condition(headers);
     let changed = to_the_end(async move {
+        let _room = room;
         let changed = api.sandboxes.change_network(&caller.owner, &id, change, condition).await;
         changed.map_err(|error| ApiError::about(id.as_str(), error))
     })
@@ -138,8 +140,10 @@ pub(super) fn of_new(
         return Ok(None);
     }
     let mut document = document_of(network.unwrap_or_else(|| json!({})), Nulls::Dropped, &[])?;
-    if let (Some(allowed), Value::Object(document)) = (allow_internet_access, &mut document) {
-        document.insert("allowInternetAccess".to_owned(), allowed.into());
+    if let (Some(allowed), Value::Object(document)) = (allow_internet_access, &mut document)
+        && document.insert("allowInternetAccess".to_owned(), allowed.into()).is_some()
+    {
+        return Err(twice("allowInternetAccess"));
     }
     Ok(Some(document))
 }
@@ -169,9 +173,11 @@ fn document_of(network: Value, nulls: Nulls, ignored: &[&str]) -> Result<Value, 
         }
         match key.as_str() {
             "dnsServers" | "dns_servers" => {
-                let dns = document.entry("dns").or_insert_with(|| json!({}));
-                if let Value::Object(dns) = dns {
-                    dns.insert("servers".to_owned(), value);
+                let Value::Object(dns) = document.entry("dns").or_insert_with(|| json!({})) else {
+                    return Err(twice("dns"));
+                };
+                if dns.insert("servers".to_owned(), value).is_some() {
+                    return Err(twice("dns.servers"));
                 }
             }
             // How public URLs reach the sandbox, which the gateway finds out by itself.
@@ -182,13 +188,21 @@ fn document_of(network: Value, nulls: Nulls, ignored: &[&str]) -> Result<Value, 
                 return Err(ApiError::bad_request("egressProxy is not supported; leave it out"));
             }
             "dns" => match (document.get_mut("dns"), value) {
-                (Some(Value::Object(there)), Value::Object(more)) => there.extend(more),
-                (_, value) => drop(document.insert(key, value)),
+                (None, value) => drop(document.insert(key, value)),
+                (Some(Value::Object(there)), Value::Object(more)) if !more.contains_key("servers") => {
+                    there.extend(more);
+                }
+                (Some(_), _) => return Err(twice("dns.servers")),
             },
             _ => drop(document.insert(key, value)),
         }
     }
     Ok(Value::Object(document))
+}
+
+/// Which of the two is meant is anybody's guess, and one may open what the other closes.
+fn twice(what: &str) -> ApiError {
+    ApiError::bad_request(format!("{what} is said twice; leave one out"))
 }
 
 #[cfg(test)]

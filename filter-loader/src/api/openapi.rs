@@ -41,6 +41,7 @@ pub(super) fn routes(for_operator: bool) -> (Router<Arc<Api>>, OpenApi) {
             .routes(routes!(attachments::show, attachments::detach))
             .routes(routes!(attachments::replace, attachments::merge))
             .routes(routes!(attachments::stats))
+            .routes(routes!(attachments::rotate_tokens))
             .routes(routes!(attachments::doctor))
             .routes(routes!(attachments::authority))
             .routes(routes!(attachments::rotate_authority))

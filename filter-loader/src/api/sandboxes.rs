@@ -2,6 +2,7 @@
 #![expect(unused_qualifications, reason = "the description of parameters is generated with paths in full")]
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -13,12 +14,13 @@ use axum::{
     http::{HeaderName, StatusCode},
     response::{IntoResponse, Response},
 };
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
     Api, Caller,
-    body::{Document, Id, Params},
+    body::{self, Document, Id, Params},
     error::{ApiError, Refusal},
     network,
     schema::{Connect, Lifecycle, ListedSandbox, NewSandbox, Sandbox, SandboxDetail, Timeout},
@@ -77,14 +79,17 @@ pub async fn create_v2(
 async fn make(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
-    body: Document,
+    Document { value, room }: Document,
     secure: Option<bool>,
     default_timeout: Duration,
 ) -> Result<Response, ApiError> {
-    let asked: NewSandbox = body.parse()?;
+    let asked: NewSandbox = body::parse(value)?;
     let timeout = asked.timeout.map_or(Ok(default_timeout), lifetime)?;
     if asked.template_id.is_empty() || asked.template_id.len() > MAX_TEMPLATE_ID {
         return Err(ApiError::bad_request(format!("templateID: expected 1 to {MAX_TEMPLATE_ID} bytes")));
+    }
+    if asked.template_id.chars().any(char::is_control) {
+        return Err(ApiError::bad_request("templateID: has control characters"));
     }
     let metadata = asked.metadata.unwrap_or_default();
     let said: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -103,6 +108,7 @@ async fn make(
     let (record, show) = to_the_end({
         let api = api.clone();
         async move {
+            let _room = room;
             let made = api.sandboxes.create(new, &caller.allowance, &api.host).await;
             made.map_err(ApiError::of_creation)
         }
@@ -393,12 +399,15 @@ fn split_offset(text: &str) -> Option<(&str, i64)> {
     Some((plain, sign * minutes))
 }
 
+/// Keys and values that were encoded before they became a query, as E2B's SDKs send them, are decoded once more.
 fn read_metadata(query: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let uri: Result<axum::http::Uri, _> = format!("/?{query}").parse();
     let pairs =
         uri.ok().and_then(|uri| axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
     let pairs = pairs.ok_or_else(|| ApiError::bad_request("metadata: expected URL-encoded `key=value&…`"))?;
-    Ok(pairs.0.into_iter().collect())
+    // What is no encoding was not encoded.
+    let plain = |text: String| percent_decode_str(&text).decode_utf8().map(Cow::into_owned).unwrap_or(text);
+    Ok(pairs.0.into_iter().map(|(key, value)| (plain(key), plain(value))).collect())
 }
 
 fn lifetime(seconds: u64) -> Result<Duration, ApiError> {
@@ -472,5 +481,9 @@ mod tests {
     fn metadata_is_a_query_of_its_own() {
         let read = read_metadata("user=a%26b&app=x").unwrap();
         assert_eq!((read["user"].as_str(), read["app"].as_str()), ("a&b", "x"));
+        // An SDK's, of `a b` and `ä & ö=+%`.
+        let read =
+            read_metadata("a%2520b=%25C3%25A4%2520%2526%2520%25C3%25B6%253D%252B%2525&b=100%25").unwrap();
+        assert_eq!((read["a b"].as_str(), read["b"].as_str()), ("ä & ö=+%", "100%"));
     }
 }

@@ -15,7 +15,7 @@ use crate::protocol::report::rfc3339;
 pub struct NewSandbox {
     /// What it is made from; means something to the provider alone.
     #[serde(rename = "templateID")]
-    #[schema(rename = "templateID", max_length = 256)]
+    #[schema(rename = "templateID", min_length = 1, max_length = 256)]
     pub template_id: String,
     /// How long it lives, in seconds.
     #[schema(minimum = 0, maximum = 86400)]

@@ -11,11 +11,11 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    api::listen::{Bounds, ControlSocket, serve},
+    api::listen::{Bounds, ControlSocket, Tcp, serve},
     client::Client,
     config::Config,
     daemon::tokens::Seed,
@@ -82,10 +82,10 @@ impl Server {
                 let sandboxes = Arc::new(Sandboxes::new(control.clone(), made_by, &state).unwrap());
                 let domain = "sandbox.test".to_owned();
                 let api = Arc::new(Api { control, sandboxes, host: Allowance::default(), domain });
-                let keys = Arc::new(Keys::new(&config, &Seed::open(&state).unwrap()));
+                let keys = Arc::new(Keys::new(&config, &Seed::of_owners(&state).unwrap()));
                 let socket = ControlSocket::bind(&path).unwrap();
-                let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                ready.send(tcp.local_addr().unwrap()).unwrap();
+                let tcp = Tcp::bind("127.0.0.1:0".parse().unwrap(), bounds).unwrap();
+                ready.send(tcp.address().unwrap()).unwrap();
                 let told = || {
                     let mut stopped = stopped.clone();
                     async move {
@@ -348,6 +348,40 @@ fn the_network_is_replaced_as_a_whole_and_merged_in_part() {
 }
 
 #[test]
+fn what_is_said_twice_is_refused() {
+    let server = Server::new();
+    let made = json!({ "templateID": "t", "network": { "denyOut": ["0.0.0.0/0"] } });
+    let path = format!("/sandboxes/{}/network", server.create("key-a", made));
+    let before = server.ask("key-a", "GET", &path, None).body;
+    for body in [
+        json!({ "allowOut": ["1.1.1.1"], "allow_out": ["2.2.2.2"] }),
+        json!({ "allow_internet_access": false, "allowInternetAccess": true }),
+        json!({ "dnsServers": ["1.1.1.1"], "dns_servers": ["2.2.2.2"] }),
+        json!({ "dnsServers": ["1.1.1.1"], "dns": { "servers": ["2.2.2.2"] } }),
+        json!({ "dns": { "servers": ["2.2.2.2"] }, "dnsServers": ["1.1.1.1"] }),
+        json!({ "limits": { "egressConnections": 1, "egress_connections": 2 } }),
+    ] {
+        for method in ["PUT", "PATCH"] {
+            assert_eq!(server.ask("key-a", method, &path, Some(body.clone())).status, 400, "{method} {body}");
+        }
+    }
+    assert_eq!(
+        server.ask("key-a", "PATCH", &path, Some(json!({ "dns": null, "dnsServers": [] }))).status,
+        400
+    );
+    assert_eq!(server.ask("key-a", "GET", &path, None).body, before);
+    for body in [
+        json!({ "allow_internet_access": true, "network": { "allowInternetAccess": false } }),
+        json!({ "allow_internet_access": true, "network": { "allow_internet_access": false } }),
+        json!({ "allow_internet_access": true, "allowInternetAccess": false }),
+    ] {
+        let mut new = json!({ "templateID": "t" });
+        new.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+        assert_eq!(server.ask("key-a", "POST", "/sandboxes", Some(new)).status, 400, "{body}");
+    }
+}
+
+#[test]
 fn keys_are_asked_for_and_sandboxes_are_their_holders() {
     let server = Server::new();
     for headers in ["", "X-API-Key: \r\n", "X-API-Key: key-c\r\n", "Authorization: Bearer key-a\r\n"] {
@@ -416,6 +450,7 @@ fn bodies_come_in_any_transfer_and_garbage_is_named() {
         (r#"{"templateID": 1}"#, "templateID"),
         (r#"{"templateID": ""}"#, "templateID"),
         (r#"{"templateID": "t", "templateID": "u"}"#, "stands twice"),
+        (r#"{"templateID": "a\u0000b"}"#, "templateID"),
         (r#"{"templateID": "t", "timeout": -1}"#, "timeout"),
         (r#"{"templateID": "t", "timeout": 86401}"#, "Timeout cannot be greater than 24 hours"),
         (r#"{"templateID": "t", "metadata": {"a": 1}}"#, "metadata.a"),
@@ -448,6 +483,72 @@ fn slow_clients_are_sent_away_and_others_served_meanwhile() {
     let begun = Instant::now();
     let _ = slow.read_to_end(&mut Vec::new());
     assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn clients_that_say_nothing_or_do_not_listen_make_room_for_others() {
+    let bounds = Bounds { connections: 4, patience: Duration::from_millis(300), ..Bounds::default() };
+    let server = Server::with(KEYS, bounds);
+    for beginning in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let held: Vec<_> = (0..4)
+            .map(|_| {
+                let mut stream = TcpStream::connect(server.address).unwrap();
+                stream.write_all(beginning.as_bytes()).unwrap();
+                stream
+            })
+            .collect();
+        let begun = Instant::now();
+        assert_eq!(server.ask_with("", "GET", "/health", None).status, 204);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{beginning}");
+        drop(held);
+    }
+    // More answers than the connection's buffers hold, none of which is read.
+    let requests = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2_000);
+    let held: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+            let _ = stream.write_all(requests.as_bytes());
+            stream
+        })
+        .collect();
+    let begun = Instant::now();
+    assert_eq!(server.ask_with("", "GET", "/health", None).status, 204);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    drop(held);
+}
+
+#[test]
+fn what_a_key_sends_at_once_is_bounded() {
+    let server = Server::new();
+    let long = json!({ "templateID": "t", "envVars": { "a": "x".repeat(5 << 20) } });
+    assert_eq!(server.ask("key-a", "POST", "/sandboxes", Some(long)).status, 413);
+    // Two that have sent nearly everything leave no room for a third, whoever else has a key.
+    let sent = "x".repeat(3 << 20);
+    let held: Vec<_> = (0..2)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            let head = format!(
+                "POST /sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: key-a\r\nContent-Length: {}\r\n\r\n",
+                sent.len() + 1
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(sent.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let third = json!({ "templateID": "t", "envVars": { "a": sent } });
+    let begun = Instant::now();
+    while server.ask("key-a", "PATCH", "/sandboxes/none/network", Some(json!({ "x": sent }))).status != 429 {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(server.ask("key-b", "POST", "/sandboxes", Some(third.clone())).status, 201);
+    drop(held);
+    while server.ask("key-a", "PATCH", "/sandboxes/none/network", Some(json!({ "x": sent }))).status == 429 {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        thread::sleep(Duration::from_millis(600));
+    }
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub enum Command {
     Show(ShowArgs),
     /// Show the numbers of a sandbox, or of all
     Stats(StatsArgs),
+    /// Make all tokens of public URLs and controllers invalid; `show --tokens` has the new ones
+    RotateTokens(SocketArgs),
     /// Validate a policy and print its compiled form; needs no daemon and no privileges
     Check(CheckArgs),
     /// The authority that sandboxes must trust where headers are set in their requests

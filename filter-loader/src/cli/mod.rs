@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use self::{
     args::{AttachArgs, CaCommand, Cli, Command, SocketArgs, UpdateArgs},
-    output::{Detached, Printer},
+    output::{Detached, Printer, Rotated},
 };
 use crate::{client::Client, config::Config, error::ControlError, protocol::AttachRequest};
 
@@ -95,6 +95,10 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<ExitCode, ControlError> {
         Command::List(socket) => printer.print(&client(socket)?.list()?),
         Command::Show(args) => printer.print(&client(args.id.socket)?.show(&args.id.id, args.tokens)?),
         Command::Stats(args) => printer.print(&client(args.socket)?.stats(args.id.as_ref())?),
+        Command::RotateTokens(socket) => {
+            client(socket)?.rotate_tokens()?;
+            printer.print(&Rotated { rotated: true })
+        }
         Command::Check(args) => printer.print(&check::check(&args, &config()?)?),
         Command::Ca(CaCommand::Export(socket)) => printer.print(&client(socket)?.authority()?),
         Command::Ca(CaCommand::Rotate(socket)) => printer.print(&client(socket)?.rotate_authority()?),

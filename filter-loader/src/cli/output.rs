@@ -160,6 +160,13 @@ pub struct Detached {
     pub detached: bool,
 }
 
+/// The result of `rotate-tokens`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Rotated {
+    /// `true`
+    pub rotated: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use filter_common::Reason;
 
 use super::{
     check::Checked,
-    output::{Detached, Human, Style},
+    output::{Detached, Human, Rotated, Style},
     table::{Table, printable},
 };
 use crate::protocol::{Authority, Connections, Counters, Identity, Show, Stats, Summary, Tokens};
@@ -122,6 +122,12 @@ impl Human for Checked {
 impl Human for Detached {
     fn human(&self, out: &mut dyn Write, _: Style) -> io::Result<()> {
         writeln!(out, "{} is detached; its interface is unfiltered now", self.id)
+    }
+}
+
+impl Human for Rotated {
+    fn human(&self, out: &mut dyn Write, _: Style) -> io::Result<()> {
+        writeln!(out, "all tokens of before are invalid; `show --tokens` has the new ones")
     }
 }
 

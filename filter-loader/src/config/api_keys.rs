@@ -23,7 +23,7 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    /// How many sandboxes the holder may have at the same time; none where nothing says so.
+    /// How many sandboxes the holder may have at the same time, 0 being no limit; none where nothing says so.
     pub fn concurrent_sandboxes(&self) -> Option<u32> {
         self.concurrent_sandboxes.or_else(|| Some(self.tier?.limits()?.0))
     }

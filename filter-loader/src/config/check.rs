@@ -22,6 +22,8 @@ const SILENCE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::fro
 /// Of whatever a client waits for.
 const PATIENCE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
 const RATE_PERIOD: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
+/// Connections of clients, each of which is a descriptor or two.
+const CLIENTS: RangeInclusive<u32> = 1..=1_000_000;
 /// Files of events: each is renamed when one is set aside.
 const MOST_KEPT: u32 = 1000;
 /// `sun_path` with its terminating zero.
@@ -158,6 +160,20 @@ fn ingress(ingress: &Ingress) -> Checked {
     if ingress.controller_port == 0 {
         return wrong("ingress.controller_port", "0 is no port; write one from 1 to 65535");
     }
+    if ingress.sandbox_requests == 0 {
+        return wrong(
+            "ingress.sandbox_requests",
+            "with 0 nobody can be asked; write how many at the same time",
+        );
+    }
+    if !CLIENTS.contains(&ingress.connections) {
+        let message =
+            format!("expected {} to {}, found {}", CLIENTS.start(), CLIENTS.end(), ingress.connections);
+        return wrong("ingress.connections", message);
+    }
+    duration("ingress.head_timeout", ingress.head_timeout, PATIENCE)?;
+    duration("ingress.dial_timeout", ingress.dial_timeout, PATIENCE)?;
+    duration("ingress.idle_timeout", ingress.idle_timeout, SILENCE)?;
     Ok(())
 }
 

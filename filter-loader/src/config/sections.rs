@@ -241,6 +241,22 @@ pub struct Ingress {
     pub tls: Tls,
     /// The port of the controller inside a sandbox.
     pub controller_port: u16,
+    /// Proxies whose word about the client's address and protocol is taken.
+    #[serde(deserialize_with = "values::nets")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Requests of one sandbox that are under way at the same time.
+    pub sandbox_requests: u32,
+    /// Connections of clients at the same time.
+    pub connections: u32,
+    /// How long a handshake and the head of a request may take to arrive.
+    #[serde(with = "humantime_serde")]
+    pub head_timeout: Duration,
+    /// How long a sandbox may take to accept a connection.
+    #[serde(with = "humantime_serde")]
+    pub dial_timeout: Duration,
+    /// How long nothing may move on a connection.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
 }
 
 impl Default for Ingress {
@@ -250,6 +266,12 @@ impl Default for Ingress {
             domain: "sandbox.localhost".to_owned(),
             tls: Tls::default(),
             controller_port: 49983,
+            trusted_proxies: Vec::new(),
+            sandbox_requests: 2500,
+            connections: 32_768,
+            head_timeout: Duration::from_secs(30),
+            dial_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(10 * 60),
         }
     }
 }

@@ -25,6 +25,7 @@ const AT_ONCE: usize = 16;
 pub fn cleanup(config: &Config, force: bool) -> Result<Vec<String>, ControlError> {
     let state = StateDir::open(&config.paths.state_dir)?;
     let bpffs = &config.paths.bpffs_dir;
+    state.take_proposals(|_| Ok(false))?;
     let records = state.load();
     let attached = match &records {
         Ok(records) => records.len(),

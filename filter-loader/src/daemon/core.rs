@@ -13,11 +13,12 @@ use filter_policy::{Guard, Policy};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+use super::ingress::Ingress;
 use super::inspection::Inspection;
-use super::registry::{InForce, JudgedBy, Registry, Sandbox};
+use super::registry::{InForce, JudgedBy, Public, Registry, Sandbox};
 use super::state::{Record, StateDir};
 use super::templates::{Template, Templates};
-use super::tokens::Seed;
+use super::tokens::TokenSeed;
 use crate::config::Config;
 use crate::config::defaults::Inbound;
 use crate::error::ControlError;
@@ -44,8 +45,10 @@ pub struct Core {
     pub templates: Templates,
     /// Who judges by name.
     pub inspection: Inspection,
+    /// Who lets callers in.
+    pub ingress: Ingress,
     /// What sandboxes' secrets are derived from.
-    pub seed: Seed,
+    pub seed: TokenSeed,
     /// What sets headers in requests.
     pub transformer: Arc<Transformer>,
     guard: RwLock<Arc<Guard>>,
@@ -67,7 +70,7 @@ impl Core {
         kernel: Kernel,
         netlink: Netlink,
         state: StateDir,
-        seed: Seed,
+        seed: TokenSeed,
         transformer: Arc<Transformer>,
         guard: Guard,
     ) -> Self {
@@ -81,6 +84,7 @@ impl Core {
             registry: Registry::default(),
             templates: Templates::default(),
             inspection: Inspection::default(),
+            ingress: Ingress::default(),
             guard: RwLock::new(Arc::new(guard)),
             guard_change: Mutex::new(()),
             runtime: Handle::current(),
@@ -111,6 +115,7 @@ impl Core {
     /// Nothing is attached then.
     pub fn attach(&self, request: AttachRequest) -> Result<Show, ControlError> {
         let policy = self.policy(request.policy)?;
+        let public = Public::of(&policy);
         let template = self.template(policy)?;
         let link = self.link(&request.iface)?;
         let (addrs, mac) = self.identity(&link, request.addrs, request.mac)?;
@@ -127,6 +132,7 @@ impl Core {
             created_at: SystemTime::now(),
             in_force: Mutex::new(InForce { template, previous: None, generation: 0, lease: None }),
             judged_by: JudgedBy::default(),
+            public,
         };
         let sandbox = Arc::new(sandbox);
         // Pins that an interrupted attach left under this name may be of another interface.
@@ -135,7 +141,7 @@ impl Core {
         self.registry.announce(&sandbox);
         let attached = self.put_in_force(&sandbox, 1).and_then(|()| {
             let in_force = sandbox.in_force();
-            self.state.save(&Record::of(&sandbox, in_force.generation, &in_force.template.policy))
+            self.state.save(&Record::of(&sandbox, in_force.generation, in_force.template.canonical.text()))
         });
         if let Err(error) = attached {
             let mut in_force = sandbox.in_force();
@@ -190,7 +196,7 @@ impl Core {
         let sandbox = self.registry.get(&request.id)?;
         let mut in_force = sandbox.in_force();
         let there = in_force.template.policy.clone();
-        let tag = || etag(in_force.generation.into(), &there.hash().to_string());
+        let tag = || etag(in_force.generation.into(), &in_force.template.canonical.hash().to_string());
         if request.condition.is_some_and(|condition| !condition.is_met(&tag())) {
             return Err(ControlError::precondition_failed());
         }
@@ -198,12 +204,12 @@ impl Core {
         // These are fixed when a sandbox is attached.
         policy.allow_public_traffic = there.allow_public_traffic;
         policy.mask_request_host.clone_from(&there.mask_request_host);
-        let policy_hash = policy.hash().to_string();
         self.replace(&sandbox, &mut in_force, self.template(policy)?)?;
+        let policy_hash = in_force.template.canonical.hash().to_string();
         Ok(Changed { generation: in_force.generation.into(), policy_hash })
     }
 
-    /// The swap: build, write down, flip, wait, cut, retire.
+    /// The swap: build, write down, flip, wait, have it on disk, cut, retire.
     pub(super) fn replace(
         &self,
         sandbox: &Sandbox,
@@ -214,12 +220,26 @@ impl Core {
             return Err(ControlError::not_found(&sandbox.id));
         }
         let old_lease = self.flip(sandbox, in_force, template)?;
-        let settled = self.kernel.policies.wait_grace_period().map_err(ControlError::from);
-        settled.and_then(|()| self.settle(sandbox, old_lease)).map_err(|error| {
+        let over = self.kernel.policies.wait_grace_period().map_err(ControlError::from);
+        let settled = over.and_then(|()| self.settle(sandbox, old_lease)).map_err(|error| {
             ControlError::failed(format!(
                 "the new policy is in force, but connections that it does not permit may last until their next \
                  packet: {}",
                 error.message
+            ))
+        });
+        settled.and(self.confirm(sandbox))
+    }
+
+    /// Has what was flipped last on disk.
+    ///
+    /// # Errors
+    /// If the file system refuses. It is in force all the same.
+    pub(super) fn confirm(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
+        self.state.confirm(&sandbox.id).map_err(|error| {
+            ControlError::failed(format!(
+                "the new policy of {} is in force, but should the host fail it may be forgotten: {}",
+                sandbox.id, error.message
             ))
         })
     }
@@ -237,7 +257,8 @@ impl Core {
     ) -> Result<Option<Lease>, ControlError> {
         let lease = self.lease(&template)?;
         let generation = in_force.generation.wrapping_add(1).max(1);
-        if let Err(error) = self.state.save(&Record::of(sandbox, generation, &template.policy)) {
+        // From the flip on this is what a next daemon goes by, and before it what is there already.
+        if let Err(error) = self.state.propose(&Record::of(sandbox, generation, template.canonical.text())) {
             self.kernel.policies.release(lease);
             return Err(error);
         }
@@ -316,6 +337,7 @@ impl Core {
         self.kernel.runner.forget(sandbox.tenant, sandbox.slot)?;
         // What came to the inspector in between.
         self.inspection.forget(sandbox.tenant);
+        self.ingress.forget(sandbox.tenant);
         self.kernel.words.store(sandbox.slot, PolicyWord::default());
         self.kernel.sandboxes.clear(sandbox.slot)?;
         self.kernel.sandboxes.disown(sandbox.ifindex)?;
@@ -334,14 +356,14 @@ impl Core {
     }
 
     fn show_sandbox(&self, sandbox: &Sandbox, with_tokens: bool) -> Result<Show, ControlError> {
-        let (policy, generation) = {
+        let (template, generation) = {
             let in_force = sandbox.in_force();
-            (in_force.template.policy.clone(), in_force.generation)
+            (in_force.template.clone(), in_force.generation)
         };
         let word = self.kernel.words.load(sandbox.slot);
         let enforced = word.generation() == generation
             && self.kernel.links.are_attached(sandbox.id.as_str(), &sandbox.iface);
-        let (connections, counters) = self.activity(sandbox, &policy)?;
+        let (connections, counters) = self.activity(sandbox, &template.policy)?;
         Ok(Show {
             id: sandbox.id.clone(),
             iface: sandbox.iface.clone(),
@@ -349,9 +371,9 @@ impl Core {
             addrs: sandbox.addrs.clone(),
             mac: sandbox.mac,
             identity: if sandbox.is_checked() { Identity::Checked } else { Identity::Any },
-            policy: policy.redacted(),
+            policy: template.policy.redacted(),
             generation: generation.into(),
-            policy_hash: policy.hash().to_string(),
+            policy_hash: template.canonical.hash().to_string(),
             enforced,
             connections,
             counters,

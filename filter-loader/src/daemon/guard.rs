@@ -78,7 +78,7 @@ impl Core {
         // One for all of them.
         self.kernel.policies.wait_grace_period()?;
         for (sandbox, old_lease) in flipped {
-            if let Err(error) = self.settle(&sandbox, Some(old_lease)) {
+            if let Err(error) = self.settle(&sandbox, Some(old_lease)).and(self.confirm(&sandbox)) {
                 note(&sandbox, error);
             }
         }
@@ -89,14 +89,14 @@ impl Core {
     pub(super) fn refresh_if_guard_changed(&self, sandbox: &Sandbox) -> Result<(), ControlError> {
         let Some(old_lease) = self.flip_if_guard_changed(sandbox)? else { return Ok(()) };
         self.kernel.policies.wait_grace_period()?;
-        self.settle(sandbox, Some(old_lease))
+        self.settle(sandbox, Some(old_lease)).and(self.confirm(sandbox))
     }
 
     /// The first half of that. Not under one lock with the second: an update between the two is complete by
     /// itself.
     fn flip_if_guard_changed(&self, sandbox: &Sandbox) -> Result<Option<Lease>, ControlError> {
         let mut in_force = sandbox.in_force();
-        let wanted = content_hash(&in_force.template.policy, &self.guard());
+        let wanted = content_hash(&in_force.template.canonical, &self.guard());
         match &in_force.lease {
             Some(lease) if lease.hash() != wanted => {
                 let template = self.template(Arc::clone(&in_force.template.policy))?;

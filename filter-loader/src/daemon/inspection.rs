@@ -2,8 +2,10 @@
 //! counted and written down.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::available_parallelism;
 
 use filter_common::ip::{Kind, protocol};
 use filter_common::layout::{Ends, FlowKey, MAX_INSPECTED_PORTS, PuntKey, socket};
@@ -103,9 +105,10 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     let inspector = Inspector::new(hosted.clone(), resolver, core.transformer.clone(), settings);
     let forwarder = inspector.forwarder().clone();
 
-    let listeners = Listeners::bind().map_err(failed("its sockets"))?;
+    let workers = available_parallelism().map_or(1, NonZero::get);
+    let listeners = Listeners::bind(workers).map_err(failed("its sockets"))?;
     let mark = config.marks.upstream;
-    for listener in [Some(listeners.v4()), listeners.v6()].into_iter().flatten() {
+    for listener in listeners.all() {
         // Whatever the inspector says to a sandbox carries the mark too: it is not the host's own.
         setsockopt(&listener, sockopt::Mark, &mark)
             .map_err(|errno| failed("marking its sockets")(errno.into()))?;
@@ -113,7 +116,7 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
     let queries = dns::udp::Listener::bind().map_err(failed("its sockets for DNS"))?;
     queries.mark(mark).map_err(failed("marking its sockets"))?;
     let places = [
-        (socket::TCP_V4, Some(listeners.v4())),
+        (socket::TCP_V4, listeners.v4()),
         (socket::TCP_V6, listeners.v6()),
         (socket::UDP_V4, Some(queries.v4())),
         (socket::UDP_V6, queries.v6()),
@@ -143,10 +146,13 @@ pub fn start(core: &Arc<Core>, told: Inspected) -> Result<Running, ControlError>
 fn resolver(core: &Core) -> Result<Resolver, ControlError> {
     /// Whom the C library asks too where no server is named (resolv.conf(5)).
     const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+    let usual = resolve::Settings::default();
     let settings = |upstream| resolve::Settings {
         upstream,
         mark: core.config.inspector.marks.upstream,
-        ..resolve::Settings::default()
+        // A query is forgotten when it is idle for so long, and then there is no way for an answer.
+        timeout: usual.timeout.min(core.config.timeouts.udp.mul_f32(0.75)),
+        ..usual.clone()
     };
     Resolver::new(&settings(core.config.dns.upstream.clone()))
         .or_else(|error| {

@@ -9,7 +9,7 @@ use filter_common::layout::PolicyWord;
 use filter_policy::Policy;
 
 use super::core::Core;
-use super::registry::{InForce, JudgedBy, Sandbox};
+use super::registry::{InForce, JudgedBy, Public, Sandbox};
 use super::state::Record;
 use crate::error::{ControlError, ErrorCode};
 use crate::netlink::Link;
@@ -26,6 +26,12 @@ impl Core {
         let present: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
         let mut kept = HashSet::new();
         let mut adopted = Vec::new();
+        self.state.take_proposals(|record| {
+            let there = self.kernel.sandboxes.on_interface(record.ifindex)?;
+            let is_ours =
+                there.is_some_and(|there| there.tenant == record.tenant && there.slot == record.slot);
+            Ok(is_ours && self.kernel.words.load(record.slot).generation() == record.generation)
+        })?;
         for mut record in self.state.load()? {
             let known = self.kernel.sandboxes.on_interface(record.ifindex)?;
             let is_ours = known.is_some_and(|there| there.tenant == record.tenant);
@@ -74,6 +80,7 @@ impl Core {
                 record.id
             ))
         })?;
+        let public = Public::of(&policy);
         let template = self.templates.of(&Arc::new(policy), &self.guard());
         if template.compiled.inspect
             && let Err(error) = self.open_way_to_inspector()
@@ -106,6 +113,7 @@ impl Core {
             created_at: record.created_at,
             in_force: Mutex::new(InForce { template, previous: None, generation, lease }),
             judged_by,
+            public,
         });
         self.registry.adopt(sandbox.clone())?;
         Ok(sandbox)
@@ -138,7 +146,7 @@ impl Core {
         }
         {
             let in_force = sandbox.in_force();
-            self.state.save(&Record::of(sandbox, in_force.generation, &in_force.template.policy))?;
+            self.state.save(&Record::of(sandbox, in_force.generation, in_force.template.canonical.text()))?;
         }
         // The last daemon may have been stopped between flip and cut.
         self.cut_revoked(sandbox)

@@ -39,6 +39,8 @@ pub struct Sandbox {
     pub in_force: Mutex<InForce>,
     /// What the inspector judges by.
     pub judged_by: JudgedBy,
+    /// Who may call it.
+    pub public: Public,
 }
 
 /// What the inspector judges a sandbox's connections by: whichever of two the kernel has in force. There are
@@ -79,6 +81,46 @@ impl JudgedBy {
 
     fn write(&self) -> RwLockWriteGuard<'_, [Option<Arc<Rules>>; 2]> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a policy says about callers. It is fixed when a sandbox is attached.
+pub struct Public {
+    /// Whether anybody may call.
+    pub allow_public_traffic: bool,
+    /// What the sandbox sees as `Host`.
+    pub mask_request_host: Option<String>,
+    /// As the gateway has it, under the tokens of that number.
+    known: RwLock<Option<(u64, Arc<filter_gateway::Sandbox>)>>,
+}
+
+impl Public {
+    /// Of a policy.
+    pub fn of(policy: &Policy) -> Self {
+        Self {
+            allow_public_traffic: policy.allow_public_traffic,
+            mask_request_host: policy.mask_request_host.clone(),
+            known: RwLock::default(),
+        }
+    }
+
+    /// What the gateway knows while tokens are those of `round`; `make` says it anew, with the round that it is of.
+    pub fn known(
+        &self,
+        round: u64,
+        make: impl FnOnce() -> (u64, filter_gateway::Sandbox),
+    ) -> Arc<filter_gateway::Sandbox> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, sandbox)) = &*known
+            && *of == round
+        {
+            return sandbox.clone();
+        }
+        drop(known);
+        let (round, sandbox) = make();
+        let sandbox = Arc::new(sandbox);
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some((round, sandbox.clone()));
+        sandbox
     }
 }
 
@@ -245,8 +287,12 @@ impl Registry {
     /// # Errors
     /// `not found`.
     pub fn get(&self, id: &SandboxId) -> Result<Arc<Sandbox>, ControlError> {
-        let found = lock(&self.inner).by_id.get(id).cloned();
-        found.ok_or_else(|| ControlError::not_found(id))
+        self.find(id).ok_or_else(|| ControlError::not_found(id))
+    }
+
+    /// The sandbox called `id`, if there is one.
+    pub fn find(&self, id: &SandboxId) -> Option<Arc<Sandbox>> {
+        lock(&self.inner).by_id.get(id).cloned()
     }
 
     /// The sandbox on an interface.

@@ -18,8 +18,8 @@ use super::journal::Journal;
 use super::registry::Sandbox;
 use super::serving::{keeper, serve_api};
 use super::state::StateDir;
-use super::tokens::Seed;
-use super::{cut, events, guard, inspection, transforms};
+use super::tokens::TokenSeed;
+use super::{cut, events, guard, ingress, inspection, transforms};
 use crate::config::Config;
 use crate::config::sections::Attach;
 use crate::error::{ControlError, ErrorCode};
@@ -80,7 +80,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
     let journal = config.events.jsonl.as_deref().map(open).transpose();
     let journal = journal.map_err(failed("cannot write [events].jsonl"))?;
     let socket = config.paths.socket.clone();
-    let seed = Seed::open(&config.paths.state_dir)?;
+    let seed = TokenSeed::open(&config.paths.state_dir)?;
     let transformer = Arc::new(transforms::transformer(&config)?);
     let core = Arc::new(Core::new(config, kernel, netlink, state, seed, transformer, guard));
 
@@ -106,6 +106,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         let sandboxes = Arc::new(keeper(&core)?);
         sandboxes.resume().await?;
         let (stop_serving, told) = watch::channel(false);
+        let gateway = ingress::start(&core, &sandboxes)?;
         let serving = serve_api(&core, &sandboxes, &told).await?;
         let watching = tokio::spawn(watch_host(core.clone(), sandboxes.clone(), changes));
         let ending = tokio::spawn(sandboxes.end_in_time());
@@ -117,7 +118,7 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         tracing::info!("stopping; what is attached stays enforced");
         let _ = stop_serving.send(true);
         ending.abort();
-        serving.join_all().await;
+        let _ = tokio::join!(serving.join_all(), gateway.stop());
         watching.abort();
         inspector.stop().await;
         Ok(())

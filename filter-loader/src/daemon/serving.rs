@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::core::Core;
 use super::service::blocking;
+use super::tokens::Seed;
 use crate::api::keys::Keys;
-use crate::api::listen::{self, Bounds, ControlSocket};
+use crate::api::listen::{self, Bounds, ControlSocket, Tcp};
 use crate::api::{self, Api};
 use crate::control::{Answer, Control};
 use crate::error::ControlError;
@@ -51,10 +51,10 @@ pub(super) async fn serve_api(
     };
     let mut serving = JoinSet::new();
     if let Some(address) = config.api.listen {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
+        let listener = Tcp::bind(address, Bounds::default()).map_err(|error| {
             ControlError::failed(format!("cannot listen at {address} ([api].listen): {error}"))
         })?;
-        let keys = Keys::new(config, &core.seed);
+        let keys = Keys::new(config, &Seed::of_owners(&config.paths.state_dir)?);
         if keys.is_empty() {
             tracing::warn!(%address, "nobody can use the API over TCP: there are no [[api_keys]]");
         }
@@ -106,6 +106,10 @@ impl Control for Service {
 
     fn stats(&self, id: Option<SandboxId>) -> Answer<'_, Stats> {
         self.run(move |core| core.stats(id.as_ref()))
+    }
+
+    fn rotate_tokens(&self) -> Answer<'_, ()> {
+        self.run(|core| core.seed.rotate())
     }
 
     fn doctor(&self) -> Answer<'_, Value> {

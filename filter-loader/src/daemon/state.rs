@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::registry::Sandbox;
 use crate::error::ControlError;
@@ -24,7 +24,7 @@ pub struct StateDir {
 /// A sandbox as it is written down.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Record {
+pub struct Record<P = Value> {
     /// Number of this form.
     pub version: u32,
     /// Its name.
@@ -47,15 +47,15 @@ pub struct Record {
     /// The number of its policy.
     pub generation: u32,
     /// Its policy, in canonical form.
-    pub policy: Value,
+    pub policy: P,
 }
 
 /// Number of the form that this version writes.
 const VERSION: u32 = 1;
 
-impl Record {
+impl<'a> Record<&'a RawValue> {
     /// As it is to be written.
-    pub fn of(sandbox: &Sandbox, generation: u32, policy: &filter_policy::Policy) -> Self {
+    pub fn of(sandbox: &Sandbox, generation: u32, policy: &'a RawValue) -> Self {
         Self {
             version: VERSION,
             id: sandbox.id.clone(),
@@ -67,7 +67,7 @@ impl Record {
             tenant: sandbox.tenant,
             created_at: sandbox.created_at,
             generation,
-            policy: policy.canonical(),
+            policy,
         }
     }
 }
@@ -103,18 +103,68 @@ impl StateDir {
     ///
     /// # Errors
     /// `failed` if the file system refuses; what was written before is still there then.
-    pub fn save(&self, record: &Record) -> Result<(), ControlError> {
-        let path = self.file(&record.id);
-        let new = self.path.join(format!(".{}.new", record.id));
+    pub fn save(&self, record: &Record<&RawValue>) -> Result<(), ControlError> {
+        self.propose(record)?;
+        self.confirm(&record.id)
+    }
+
+    /// Writes down what is about to be in force, beside what is. Should the daemon end before that is confirmed,
+    /// [`Self::take_proposals`] asks what became of it. It need not be on disk: should the host fail, nothing is
+    /// in force any more, and what was written before is still there.
+    ///
+    /// # Errors
+    /// `failed` if the file system refuses.
+    pub fn propose(&self, record: &Record<&RawValue>) -> Result<(), ControlError> {
+        let path = self.proposal(&record.id);
         let write = || -> io::Result<()> {
             let text = serde_json::to_vec(record)?;
             // A policy may hold secrets.
-            let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_data()?;
-            fs::rename(&new, &path)
+            let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+            file.write_all(&text)
         };
         write().map_err(failed(&path))
+    }
+
+    /// Has what was proposed last on disk, in the place of what was there.
+    ///
+    /// # Errors
+    /// `failed` if the file system refuses; what was there still is then.
+    pub fn confirm(&self, id: &SandboxId) -> Result<(), ControlError> {
+        let (new, path) = (self.proposal(id), self.file(id));
+        let write = || -> io::Result<()> {
+            File::open(&new)?.sync_data()?;
+            fs::rename(&new, &path)
+        };
+        match write() {
+            // Confirmed already, by another replacement.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(failed(&path)),
+        }
+    }
+
+    /// Confirms what was proposed and is in force, and forgets what is not. To be called before [`Self::load`].
+    ///
+    /// # Errors
+    /// `failed` if the file system refuses, or `is_in_force` does.
+    pub fn take_proposals(
+        &self,
+        is_in_force: impl Fn(&Record) -> Result<bool, ControlError>,
+    ) -> Result<(), ControlError> {
+        for entry in fs::read_dir(&self.path).map_err(failed(&self.path))? {
+            let path = entry.map_err(failed(&self.path))?.path();
+            if path.extension().is_none_or(|extension| extension != "new") {
+                continue;
+            }
+            let text = fs::read(&path).map_err(failed(&path))?;
+            // One that is not whole is of a write that was interrupted: it was never in force.
+            match serde_json::from_slice::<Record>(&text) {
+                Ok(record) if record.version == VERSION && is_in_force(&record)? => {
+                    self.confirm(&record.id)?
+                }
+                Ok(_) | Err(_) => fs::remove_file(&path).map_err(failed(&path))?,
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a sandbox.
@@ -122,11 +172,13 @@ impl StateDir {
     /// # Errors
     /// `failed` if the file system refuses.
     pub fn remove(&self, id: &SandboxId) -> Result<(), ControlError> {
-        let path = self.file(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path)(error)),
-            _ => Ok(()),
+        for path in [self.proposal(id), self.file(id)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&path)(error)),
+                Ok(()) | Err(_) => {}
+            }
         }
+        Ok(())
     }
 
     /// Everything that is written down. A file that cannot be read is an error: guessing what was asked for
@@ -139,10 +191,6 @@ impl StateDir {
         for entry in fs::read_dir(&self.path).map_err(failed(&self.path))? {
             let path = entry.map_err(failed(&self.path))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
-                if path.extension().is_some_and(|extension| extension == "new") {
-                    // Of a write that was interrupted; what it was to replace is still there.
-                    fs::remove_file(&path).map_err(failed(&path))?;
-                }
                 continue;
             }
             let text = fs::read(&path).map_err(failed(&path))?;
@@ -161,6 +209,10 @@ impl StateDir {
         Ok(records)
     }
 
+    fn proposal(&self, id: &SandboxId) -> PathBuf {
+        self.path.join(format!(".{id}.new"))
+    }
+
     fn file(&self, id: &SandboxId) -> PathBuf {
         self.path.join(format!("{id}.json"))
     }
@@ -168,4 +220,74 @@ impl StateDir {
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> ControlError + '_ {
     move |error| ControlError::failed(format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::to_raw_value;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A directory in which the first generation of a sandbox is written down.
+    fn state() -> (TempDir, StateDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        write(1, |record| state.save(record));
+        (directory, state)
+    }
+
+    fn write(generation: u32, how: impl Fn(&Record<&RawValue>) -> Result<(), ControlError>) {
+        let policy = to_raw_value(&generation).unwrap();
+        let record = Record {
+            version: VERSION,
+            id: "one".parse().unwrap(),
+            iface: "tap0".to_owned(),
+            ifindex: 7,
+            addrs: Vec::new(),
+            mac: None,
+            slot: 3,
+            tenant: 9,
+            created_at: SystemTime::UNIX_EPOCH,
+            generation,
+            policy: policy.as_ref(),
+        };
+        how(&record).unwrap();
+    }
+
+    fn generations(state: &StateDir) -> Vec<(u32, Value)> {
+        let records = state.load().unwrap();
+        records.into_iter().map(|record| (record.generation, record.policy)).collect()
+    }
+
+    #[test]
+    fn what_was_proposed_counts_once_it_is_confirmed() {
+        let (_directory, state) = state();
+        write(2, |record| state.propose(record));
+        assert_eq!(generations(&state), [(1, 1.into())]);
+        let id = "one".parse().unwrap();
+        for _ in 0..2 {
+            state.confirm(&id).unwrap();
+            assert_eq!(generations(&state), [(2, 2.into())]);
+        }
+        write(3, |record| state.propose(record));
+        state.remove(&id).unwrap();
+        state.take_proposals(|_| Ok(true)).unwrap();
+        assert_eq!(generations(&state), []);
+    }
+
+    #[test]
+    fn the_next_daemon_takes_up_what_is_in_force_and_forgets_the_rest() {
+        let (directory, state) = state();
+        write(2, |record| state.propose(record));
+        state.take_proposals(|record| Ok(record.generation == 1)).unwrap();
+        assert_eq!(generations(&state), [(1, 1.into())]);
+        write(2, |record| state.propose(record));
+        state.take_proposals(|record| Ok(record.generation == 2)).unwrap();
+        assert_eq!(generations(&state), [(2, 2.into())]);
+        // Interrupted half-way.
+        fs::write(directory.path().join("sandboxes/.one.new"), "{\"version\":1,").unwrap();
+        state.take_proposals(|_| Ok(true)).unwrap();
+        assert_eq!(generations(&state), [(2, 2.into())]);
+    }
 }

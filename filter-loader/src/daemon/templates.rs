@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use filter_inspector::rules::Rules;
-use filter_policy::{Compiled, Guard, Matcher, Policy, compile};
+use filter_policy::{Canonical, Compiled, Guard, Matcher, Policy, compile};
 use sha2::{Digest, Sha256};
 
 use crate::kernel::policies::ContentHash;
@@ -16,6 +16,8 @@ pub struct Template {
     pub hash: ContentHash,
     /// The document.
     pub policy: Arc<Policy>,
+    /// Its canonical form.
+    pub canonical: Canonical,
     /// What the kernel decides by.
     pub compiled: Arc<Compiled>,
     names: Arc<Matcher>,
@@ -42,7 +44,8 @@ pub struct Templates(Mutex<HashMap<ContentHash, Weak<Template>>>);
 impl Templates {
     /// The template of a policy on a host with this guard.
     pub fn of(&self, policy: &Arc<Policy>, guard: &Arc<Guard>) -> Arc<Template> {
-        let hash = content_hash(policy, guard);
+        let canonical = policy.canonical_text();
+        let hash = content_hash(&canonical, guard);
         if let Some(there) = self.lock().get(&hash).and_then(Weak::upgrade) {
             return there;
         }
@@ -50,6 +53,7 @@ impl Templates {
         let template = Arc::new(Template {
             hash,
             policy: policy.clone(),
+            canonical,
             compiled: Arc::new(compile(policy, guard)),
             names: Arc::new(Matcher::new(policy)),
             guard: guard.clone(),
@@ -72,7 +76,7 @@ impl Templates {
 }
 
 /// What makes two compiled policies the same.
-pub fn content_hash(policy: &Policy, guard: &Guard) -> ContentHash {
+pub fn content_hash(policy: &Canonical, guard: &Guard) -> ContentHash {
     let mut hash = Sha256::new();
     hash.update(policy.hash().as_bytes());
     for prefix in guard.prefixes() {

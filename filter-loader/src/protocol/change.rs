@@ -17,13 +17,13 @@ impl Change {
     /// The document that it makes of the policy in force, given in canonical form.
     ///
     /// # Errors
-    /// When what shall be merged is no object.
+    /// When what shall be merged is no object, or names a field in two spellings.
     pub fn apply(self, in_force: impl FnOnce() -> Value) -> Result<Value, ControlError> {
         match self {
             Self::Replace(document) => Ok(document),
             Self::Merge(Value::Object(patch)) => {
                 let mut document = in_force();
-                merge(&mut document, patch.into_iter().map(|(key, value)| (camel(&key), value)).collect());
+                merge(&mut document, spelled(patch)?);
                 Ok(document)
             }
             Self::Merge(_) => Err(ControlError::usage("what is merged into a policy is an object")),
@@ -45,6 +45,24 @@ fn merge(target: &mut Value, patch: Map<String, Value>) {
             }
         }
     }
+}
+
+/// The same with every field in its canonical spelling, so that what is named meets what is there.
+fn spelled(patch: Map<String, Value>) -> Result<Map<String, Value>, ControlError> {
+    let mut all = Map::new();
+    for (key, value) in patch {
+        let canonical = camel(&key);
+        // What rules name is the user's, not a field.
+        let value = if canonical == "rules" { value } else { spelled_inside(value)? };
+        if all.insert(canonical.clone(), value).is_some() {
+            return Err(ControlError::usage(format!("`{canonical}` stands there twice, in two spellings")));
+        }
+    }
+    Ok(all)
+}
+
+fn spelled_inside(value: Value) -> Result<Value, ControlError> {
+    if let Value::Object(inner) = value { spelled(inner).map(Value::Object) } else { Ok(value) }
 }
 
 /// `allow_out` → `allowOut`, so that a field meets itself whatever its spelling.
@@ -123,6 +141,12 @@ mod tests {
         assert_eq!(merged(json!({ "denyOut": null })).get("denyOut"), None);
         let dns = merged(json!({ "dns": { "mode": "strict" } }));
         assert_eq!(dns["dns"], json!({ "mode": "strict", "servers": [] }));
+        assert_eq!(merged(json!({ "rules": { "a_b.test": [] } }))["rules"], json!({ "a_b.test": [] }));
+        let limits = json!({ "limits": { "egressConnections": 9 } });
+        let reset = Change::Merge(json!({ "limits": { "egress_connections": null } }));
+        assert_eq!(reset.apply(|| limits).unwrap(), json!({ "limits": {} }));
+        let twice = json!({ "allowInternetAccess": true, "allow_internet_access": false });
+        assert!(Change::Merge(twice).apply(|| before.clone()).is_err());
         assert!(Change::Merge(json!([])).apply(|| before.clone()).is_err());
         let whole = json!({ "allowOut": [] });
         assert_eq!(Change::Replace(whole.clone()).apply(|| before.clone()).unwrap(), whole);

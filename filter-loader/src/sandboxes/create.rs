@@ -13,9 +13,10 @@ use super::{
     Sandboxes,
     provider::Order,
     record::{Owner, Port, Record, VERSION},
+    table::Gate,
 };
 use crate::{
-    error::ControlError,
+    error::{ControlError, ErrorCode},
     limits::{Limiter, Refused},
     protocol::{Addrs, AttachRequest, SandboxId, Show},
 };
@@ -79,7 +80,7 @@ impl Sandboxes {
         self.control.validate(new.policy.clone()).await?;
         let started_at = SystemTime::now();
         let NewSandbox { owner, template_id, metadata, env_vars, secure, timeout, policy } = new;
-        let record = self.admit(owners, hosts, |id| Record {
+        let (record, gate) = self.admit(owners, hosts, |id| Record {
             version: VERSION,
             id,
             owner,
@@ -91,6 +92,8 @@ impl Sandboxes {
             port: None,
         })?;
         let id = record.id.clone();
+        // Should its interface go before it runs, that is heard of afterwards.
+        let _turn = gate.lock().await;
         match self.make(record, env_vars, policy).await {
             Ok(made) => {
                 self.table().run(&id);
@@ -110,7 +113,7 @@ impl Sandboxes {
         owners: &Allowance,
         hosts: &Allowance,
         record: impl FnOnce(SandboxId) -> Record,
-    ) -> Result<Record, CreateError> {
+    ) -> Result<(Record, Gate), CreateError> {
         let mut table = self.table();
         let mut id = new_id()?;
         while table.knows(&id) {
@@ -131,8 +134,8 @@ impl Sandboxes {
         for rate in [&owners.rate, &hosts.rate].into_iter().flatten() {
             rate.check().map_err(CreateError::TooFast)?;
         }
-        table.admit(record.clone());
-        Ok(record)
+        let gate = table.admit(record.clone());
+        Ok((record, gate))
     }
 
     async fn make(
@@ -144,8 +147,11 @@ impl Sandboxes {
         let id = record.id.clone();
         let reserved = self.provider.reserve(&id)?;
         if let Some(port) = &reserved {
+            if !self.table().set_port(&id, port.clone()) {
+                self.provider.release(port);
+                return Err(of_another(&id, &format!("interface {}", port.iface)));
+            }
             record.port = Some(port.clone());
-            self.table().set_port(&id, port.clone());
         }
         // Written down first: should the daemon end now, the next one takes away what there is.
         self.save(record.clone()).await?;
@@ -157,16 +163,28 @@ impl Sandboxes {
         };
         let port = self.provider.create(order, reserved).await?;
         if record.port.as_ref() != Some(&port) {
+            // Not written down then, so that it is not taken away with this one.
+            if !self.table().set_port(&id, port.clone()) {
+                return Err(of_another(&id, &format!("interface {}", port.iface)));
+            }
             record.port = Some(port.clone());
-            self.table().set_port(&id, port.clone());
             self.save(record.clone()).await?;
         }
         let Port { iface, addrs, mac } = port.clone();
         let addrs = Addrs::list(addrs).map_err(ControlError::failed)?;
-        let show = self.control.attach(AttachRequest { id, iface, addrs, mac, policy }).await?;
+        let attached = self.control.attach(AttachRequest { id: id.clone(), iface, addrs, mac, policy }).await;
+        let show = attached.map_err(|error| {
+            if error.code == ErrorCode::Conflict { of_another(&id, &error.message) } else { error }
+        })?;
         self.provider.start(port).await?;
         Ok((record, show))
     }
+}
+
+/// What the provider has made is not the new sandbox's alone. Whose else it is, is the operator's to know.
+fn of_another(id: &SandboxId, what: &str) -> ControlError {
+    tracing::error!(sandbox = %id, what, "the provider made what belongs to another sandbox");
+    ControlError::failed("the provider made a sandbox with an interface or an address that another one has")
 }
 
 /// As E2B's look: an `i` and 19 letters or digits.

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::sleep;
+use futures_util::{StreamExt as _, stream};
+use tokio::time::{sleep, timeout};
 
 use super::{
     Sandboxes,
@@ -20,6 +21,10 @@ use crate::{
 
 /// After how long an end that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How many of those that an earlier run has left are taken away at the same time.
+const AT_ONCE: usize = 16;
+/// How long the API is not served meanwhile; what takes longer goes on behind it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The clock may be set meanwhile; ends are looked at this often at least.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -73,7 +78,8 @@ impl Sandboxes {
         }
     }
 
-    /// Takes over what an earlier run has left: what still runs goes on, anything else is taken away.
+    /// Takes over what an earlier run has left: what still runs goes on, anything else is taken away. Nobody can use
+    /// the latter any more when this returns, but taking it away may go on.
     ///
     /// # Errors
     /// If it cannot be told what there was.
@@ -98,9 +104,16 @@ impl Sandboxes {
                 broken.push(id);
             }
         }
-        for id in broken {
-            tracing::info!(sandbox = %id, "was not finished, or has lost its interface; it ends");
-            self.take_back(&id).await;
+        let keeper = self.clone();
+        let ending = tokio::spawn(stream::iter(broken).for_each_concurrent(AT_ONCE, move |id| {
+            let keeper = keeper.clone();
+            async move {
+                tracing::info!(sandbox = %id, "was not finished, or has lost its interface; it ends");
+                keeper.take_back(&id).await;
+            }
+        }));
+        if timeout(PATIENCE, ending).await.is_err() {
+            tracing::warn!("some sandboxes of the last run take long to end; that goes on");
         }
         Ok(())
     }

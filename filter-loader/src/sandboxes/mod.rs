@@ -75,6 +75,11 @@ impl Sandboxes {
         self.table().running(id).filter(|record| record.is_of(owner)).cloned()
     }
 
+    /// What was asked for when a sandbox was made, whose and in whatever state it is.
+    pub fn record(&self, id: &SandboxId) -> Option<Record> {
+        self.table().record(id).cloned()
+    }
+
     /// All of an owner's sandboxes, in no order.
     pub fn list(&self, owner: &Owner) -> Vec<Record> {
         self.table().all_running().filter(|record| record.is_of(owner)).cloned().collect()

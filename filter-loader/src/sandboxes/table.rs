@@ -36,6 +36,8 @@ struct Entry {
 pub(super) struct Table {
     entries: HashMap<SandboxId, Entry>,
     counts: HashMap<Owner, u32>,
+    /// Whose which interface is.
+    ifaces: HashMap<String, SandboxId>,
     ends: BTreeSet<(SystemTime, SandboxId)>,
 }
 
@@ -54,17 +56,37 @@ impl Table {
         self.entries.contains_key(id)
     }
 
-    /// Takes a place for a sandbox that is to be made.
-    pub(super) fn admit(&mut self, record: Record) {
-        *self.counts.entry(record.owner.clone()).or_default() += 1;
-        let entry = Entry { record, comes_up: None, phase: Phase::Coming, gate: Gate::default() };
-        self.entries.insert(entry.record.id.clone(), entry);
+    /// What was asked for, in whatever state it is.
+    pub(super) fn record(&self, id: &SandboxId) -> Option<&Record> {
+        self.entries.get(id).map(|entry| &entry.record)
     }
 
-    pub(super) fn set_port(&mut self, id: &SandboxId, port: Port) {
-        if let Some(entry) = self.entries.get_mut(id) {
-            entry.record.port = Some(port);
+    /// Takes a place for a sandbox that is to be made.
+    pub(super) fn admit(&mut self, mut record: Record) -> Gate {
+        *self.counts.entry(record.owner.clone()).or_default() += 1;
+        let (id, port) = (record.id.clone(), record.port.take());
+        let gate = Gate::default();
+        let entry = Entry { record, comes_up: None, phase: Phase::Coming, gate: gate.clone() };
+        self.entries.insert(id.clone(), entry);
+        if let Some(port) = port {
+            self.set_port(&id, port);
         }
+        gate
+    }
+
+    /// Makes a port a sandbox's, if its interface is not another's; says whether it is.
+    pub(super) fn set_port(&mut self, id: &SandboxId, port: Port) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        if self.ifaces.get(&port.iface).is_some_and(|whose| whose != id) {
+            return false;
+        }
+        self.ifaces.insert(port.iface.clone(), id.clone());
+        if let Some(before) = entry.record.port.replace(port.clone())
+            && before.iface != port.iface
+        {
+            self.ifaces.remove(&before.iface);
+        }
+        true
     }
 
     /// It may be used from now on.
@@ -117,6 +139,9 @@ impl Table {
         if let Some(at) = comes_up {
             self.ends.remove(&(at, id.clone()));
         }
+        if let Some(port) = &record.port {
+            self.ifaces.remove(&port.iface);
+        }
         if let Some(count) = self.counts.get_mut(&record.owner) {
             *count -= 1;
             if *count == 0 {
@@ -140,6 +165,12 @@ impl Table {
 
     pub(super) fn gate(&self, id: &SandboxId) -> Option<Gate> {
         self.entries.get(id).map(|entry| entry.gate.clone())
+    }
+
+    /// How many interfaces are somebody's.
+    #[cfg(test)]
+    pub(super) fn claimed(&self) -> usize {
+        self.ifaces.len()
     }
 
     /// The next end, and whose.

@@ -91,6 +91,10 @@ impl Control for FakeControl {
         Box::pin(async move { self.there().remove(&id).map(drop).ok_or_else(|| ControlError::not_found(id)) })
     }
 
+    fn rotate_tokens(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn list(&self) -> Answer<'_, Vec<Summary>> {
         Box::pin(async move { Ok(self.there().values().cloned().map(Summary::from).collect()) })
     }
@@ -125,6 +129,10 @@ pub(crate) struct FakeProvider {
     pub made: AtomicUsize,
     pub reserved: AtomicUsize,
     pub fails_at: Mutex<Option<&'static str>>,
+    /// The interface that it says it has made.
+    pub claims: Mutex<Option<String>>,
+    /// The interfaces of those that it has taken away.
+    pub destroyed: Mutex<Vec<String>>,
     pub slow: AtomicBool,
 }
 
@@ -161,7 +169,11 @@ impl Provider for FakeProvider {
             // Half of it is there by the time it fails.
             self.made.fetch_add(1, Ordering::Relaxed);
             self.step("create").await?;
-            Ok(reserved.unwrap())
+            let mut port = reserved.unwrap();
+            if let Some(iface) = self.claims.lock().unwrap().clone() {
+                port.iface = iface;
+            }
+            Ok(port)
         })
     }
 
@@ -169,9 +181,10 @@ impl Provider for FakeProvider {
         Box::pin(self.step("start"))
     }
 
-    fn destroy(&self, _: SandboxId, _: Option<Port>) -> Answer<'_, ()> {
+    fn destroy(&self, _: SandboxId, port: Option<Port>) -> Answer<'_, ()> {
         Box::pin(async move {
             self.step("destroy").await?;
+            self.destroyed.lock().unwrap().extend(port.map(|port| port.iface));
             self.made.fetch_sub(1, Ordering::Relaxed);
             Ok(())
         })
@@ -277,6 +290,25 @@ async fn what_fails_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn an_interface_is_one_sandboxs() {
+    let stand = stand();
+    let owner = key("a");
+    let first = stand.make(&owner).await.unwrap();
+    let iface = first.port.clone().unwrap().iface;
+    *stand.provider.claims.lock().unwrap() = Some(iface.clone());
+    let Err(CreateError::Control(error)) = stand.make(&owner).await else { panic!("it has two") };
+    assert_eq!(error.code, ErrorCode::Failed);
+    assert!(!error.message.contains(first.id.as_str()) && !error.message.contains(&iface));
+    assert!(!stand.provider.destroyed.lock().unwrap().contains(&iface), "it is the first one's");
+    *stand.provider.claims.lock().unwrap() = None;
+    assert!(stand.keeper.get(&owner, &first.id).is_some());
+    stand.keeper.kill(&owner, &first.id).await.unwrap();
+    assert!(stand.provider.destroyed.lock().unwrap().contains(&iface));
+    stand.nothing_is_left();
+    assert_eq!(stand.keeper.table().claimed(), 0);
+}
+
+#[tokio::test]
 async fn an_end_that_fails_changes_nothing_and_can_be_had_again() {
     let stand = stand();
     let owner = key("a");
@@ -329,6 +361,23 @@ async fn there_are_no_more_than_may_be() {
     stand.keeper.create(new(&a), &slow, &none).await.unwrap();
     assert!(matches!(stand.keeper.create(new(&a), &slow, &none).await, Err(CreateError::TooFast(_))));
     assert_eq!(stand.provider.made.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn there_are_no_more_than_may_be_however_many_ask_at_once() {
+    let stand = stand();
+    stand.provider.slow.store(true, Ordering::Relaxed);
+    let owner = key("a");
+    let three = Allowance { concurrent: Some(3), rate: None };
+    let asking = (0..20).map(|_| {
+        let (keeper, new, three) = (stand.keeper.clone(), new(&owner), three.clone());
+        tokio::spawn(async move { keeper.create(new, &three, &Allowance::default()).await.is_ok() })
+    });
+    let mut made = 0;
+    for asked in asking.collect::<Vec<_>>() {
+        made += usize::from(asked.await.unwrap());
+    }
+    assert_eq!((made, stand.provider.made.load(Ordering::Relaxed)), (3, 3));
 }
 
 #[tokio::test]
@@ -408,5 +457,30 @@ async fn a_lost_interface_ends_its_sandbox() {
     stand.control.there().remove(&made.id);
     stand.keeper.lost(&made.id).await;
     stand.keeper.lost(&made.id).await;
+    stand.nothing_is_left();
+}
+
+#[tokio::test]
+async fn an_interface_that_goes_before_its_sandbox_runs_ends_it_too() {
+    let stand = stand();
+    stand.provider.slow.store(true, Ordering::Relaxed);
+    let none = Allowance::default();
+    let owner = key("a");
+    let making = tokio::spawn({
+        let (keeper, new) = (stand.keeper.clone(), new(&owner));
+        async move { keeper.create(new, &none, &none).await.is_ok() }
+    });
+    // Attached, and not switched on yet.
+    let id = loop {
+        let attached = stand.control.there().keys().next().cloned();
+        if let Some(id) = attached {
+            break id;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert!(stand.keeper.get(&owner, &id).is_none());
+    stand.control.there().remove(&id);
+    stand.keeper.lost(&id).await;
+    assert!(making.await.unwrap());
     stand.nothing_is_left();
 }

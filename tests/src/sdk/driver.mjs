@@ -56,6 +56,9 @@ const orders = {
     handle(
       await Sandbox.connect(id, { ...camel(options), ...(timeout ? { timeoutMs: timeout * 1000 } : {}) })
     ),
+  running: async ({ id, ...options }) => await (await Sandbox.connect(id, camel(options))).isRunning(),
+  download_url: async ({ id, path, seconds }) =>
+    await (await Sandbox.connect(id)).downloadUrl(path, { useSignatureExpiration: seconds }),
   kill: async ({ id, ...options }) => await Sandbox.kill(id, camel(options)),
   timeout: async ({ id, seconds, ...options }) =>
     (await Sandbox.setTimeout(id, seconds * 1000, camel(options))) ?? null,

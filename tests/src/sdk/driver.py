@@ -51,6 +51,14 @@ def connect(id, timeout=None, **options):
     return handle(Sandbox.connect(id, timeout=timeout, **options))
 
 
+def running(id, **options):
+    return Sandbox.connect(id, **options).is_running()
+
+
+def download_url(id, path, seconds):
+    return Sandbox.connect(id).download_url(path, use_signature_expiration=seconds)
+
+
 def kill(id, **options):
     return Sandbox.kill(id, **options)
 

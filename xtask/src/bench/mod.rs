@@ -1,7 +1,7 @@
 //! `bench`: what the filter costs, next to no filter and to others of its kind, in one run on one machine.
 //!
 //! Everything runs in network namespaces that are gone afterwards; no packet leaves the machine. [`dataplane`],
-//! [`names`] and [`control`] have the rows. Each contender has a *lane* of its own ([`lane`], [`names::lane`]): the same
+//! [`names`], [`gateway`] and [`control`] have the rows. Each contender has a *lane* of its own ([`lane`], [`names::lane`]): the same
 //! sandbox, host and internet, with another filter in between. [`compare`] measures the lanes in turn, and
 //! [`report`] prints.
 
@@ -19,6 +19,7 @@ mod compare;
 mod control;
 mod dataplane;
 mod flood;
+mod gateway;
 mod lane;
 mod latency;
 mod machine;
@@ -45,6 +46,8 @@ enum Bench {
     Names(names::Args),
     /// Requests that a header is set in: no filter, this filter, nginx, HAProxy and mitmproxy side by side
     Transforms(transforms::Args),
+    /// Requests to sandboxes at their public URLs: asked directly, and through this gateway, nginx and HAProxy
+    Gateway(gateway::Args),
     /// Making, updating and ending sandboxes through the API, by how many there are; memory of an idle one
     Control(control::Args),
 }
@@ -83,6 +86,7 @@ impl Bench {
             Self::Dataplane(args) => args.options(),
             Self::Names(args) => args.options(),
             Self::Transforms(args) => args.options(),
+            Self::Gateway(args) => args.options(),
             Self::Control(args) => args.options(),
         }
     }
@@ -92,6 +96,7 @@ impl Bench {
             Self::Dataplane(args) => dataplane::run(args, binary),
             Self::Names(args) => names::run(args, binary),
             Self::Transforms(args) => transforms::run(args, binary),
+            Self::Gateway(args) => gateway::run(args, binary),
             Self::Control(args) => control::run(args, binary),
         }
     }

@@ -18,6 +18,7 @@ mod counters;
 mod limit;
 mod names;
 mod paint;
+mod public;
 mod reach;
 mod stage;
 mod transfer;
@@ -64,6 +65,7 @@ fn play(binary: &Path) -> Result<ExitCode> {
     update::play(&stage, &mut findings)?;
     limit::play(&stage, &mut findings)?;
     names::play(&stage, &mut findings)?;
+    public::play(&stage, &mut findings)?;
     counters::play(&stage, &mut findings)?;
     drop(stage);
 

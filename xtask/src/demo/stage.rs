@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use filter_tests::{Ca, Capture, Daemon, Sandbox, Server, Service, TlsServer, TlsService, Topology, Zone};
+use filter_tests::{
+    Ca, Capture, Daemon, Netns, Sandbox, Server, Service, TlsServer, TlsService, Topology, Zone,
+};
 use serde_json::{Value, json};
 
 use super::paint::{Style, say, title};
@@ -60,7 +62,7 @@ pub struct Stage {
     pub neighbour: Capture,
     /// A service of the host itself, which no sandbox may reach.
     pub host_service: Server,
-    _topology: Topology,
+    topology: Topology,
 }
 
 impl Stage {
@@ -97,7 +99,7 @@ impl Stage {
             alpha,
             beta,
             gamma,
-            _topology: topology,
+            topology,
         };
         for (id, sandbox, policy) in [
             (ALPHA, &stage.alpha, alpha_policy()),
@@ -108,6 +110,10 @@ impl Stage {
             say(Style::Plain, &format!("  {id:<6} {:<11} {policy}", sandbox.v4().to_string()));
         }
         Ok(stage)
+    }
+
+    pub fn host(&self) -> &Netns {
+        self.topology.host()
     }
 
     /// Those whose policies are about addresses.
@@ -121,9 +127,9 @@ pub fn alpha_policy() -> Value {
     json!({ "allowOut": ["203.0.113.0/24"], "denyOut": ["0.0.0.0/0"] })
 }
 
-/// Everything but 198.51.100.0/24.
+/// Everything but 198.51.100.0/24, and callers need its token.
 fn beta_policy() -> Value {
-    json!({ "denyOut": ["198.51.100.0/24"] })
+    json!({ "denyOut": ["198.51.100.0/24"], "allowPublicTraffic": false })
 }
 
 /// The shop, and every name below the one of the content network.

@@ -7,7 +7,10 @@
 use std::{io, net::IpAddr, path::PathBuf, process::Stdio, time::Duration};
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, killpg},
+    },
     unistd::Pid,
 };
 use serde::Deserialize;
@@ -81,16 +84,19 @@ impl Exec {
         let program = self.command.display();
         let failed =
             |error: io::Error| ControlError::failed(format!("cannot run the provider {program}: {error}"));
-        let child = Command::new(&self.command)
+        let mut command = Command::new(&self.command);
+        command
             .arg(verb)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed)?;
-        let mut running = Running(child);
+            .kill_on_drop(true);
+        // It ends with the daemon: what it made after that would be nobody's, since the next one has it destroyed
+        // at once. The signal comes with the end of this thread, which is the runtime's and lasts.
+        // SAFETY: between fork and exec this is one system call, which is safe there (signal-safety(7)).
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        let mut running = Running(command.spawn().map_err(failed)?);
         let input = input.to_string();
         match timeout(self.patience, running.converse(input.as_bytes())).await {
             Err(_) => {
@@ -172,22 +178,22 @@ impl Running {
         };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let status = {
-            let ended = async {
-                let ((), status) = tokio::join!(write, self.0.wait());
-                status
+            let talk = async {
+                let ((), read) = tokio::join!(write, async {
+                    tokio::try_join!(read_all(stdout, &mut out), read_all(stderr, &mut err))
+                });
+                read
             };
-            let read = async { tokio::try_join!(read_all(stdout, &mut out), read_all(stderr, &mut err)) };
-            let mut ended = std::pin::pin!(ended);
-            let mut read = std::pin::pin!(read);
+            let mut talk = std::pin::pin!(talk);
             tokio::select! {
-                status = &mut ended => {
-                    // What it has left running may hold its output open; its own end is what counts.
-                    let _ = timeout(LAST_WORDS, &mut read).await;
+                status = self.0.wait() => {
+                    // What it has left running may hold its input and output open; its own end is what counts.
+                    let _ = timeout(LAST_WORDS, &mut talk).await;
                     status?
                 }
-                result = &mut read => {
+                result = &mut talk => {
                     result?;
-                    ended.await?
+                    self.0.wait().await?
                 }
             }
         };
@@ -205,7 +211,11 @@ impl Running {
 
 async fn read_all(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) -> io::Result<()> {
     match stream {
-        Some(stream) => stream.take(MAX_OUTPUT).read_to_end(into).await.map(drop),
+        Some(mut stream) => {
+            (&mut stream).take(MAX_OUTPUT).read_to_end(into).await?;
+            // Who writes more than is of interest shall not fail for it.
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
+        }
         None => Ok(()),
     }
 }
@@ -292,6 +302,25 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(5), "the child is still there");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_says_too_much_is_heard_out_and_garbage_is_not_a_sandbox() {
+        let (_dir, exec) =
+            provider("head -c 1000000 /dev/zero >&2; echo '{\"iface\":\"tap7\",\"addrs\":[\"10.0.0.7\"]}'");
+        assert!(exec.create(order(), None).await.is_ok());
+        let (_dir, exec) =
+            provider("head -c 1000000 /dev/zero; echo '{\"iface\":\"tap7\",\"addrs\":[\"10.0.0.7\"]}'");
+        assert!(exec.create(order(), None).await.unwrap_err().message.contains("did not print"));
+        let (_dir, exec) = provider("yes");
+        assert!(exec.create(order(), None).await.unwrap_err().message.contains("did not finish"));
+    }
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_does_not_hold_it_up() {
+        let (_dir, exec) = provider("sleep 3 <&0 & echo '{\"iface\":\"tap7\",\"addrs\":[\"10.0.0.7\"]}'");
+        let long = Order { env_vars: [("A".to_owned(), "x".repeat(1 << 20))].into(), ..order() };
+        assert!(exec.create(long, None).await.is_ok());
     }
 
     #[tokio::test]

@@ -18,10 +18,10 @@ use crate::tool;
 
 /// Connections of each sandbox.
 const EACH: usize = 50;
-/// Descriptors that the product reserves for a connection, two of them for the pipes of bulk.
-const DESCRIPTORS: usize = 4;
-/// Descriptors that a process needs for other things.
-const RESERVED: usize = 300;
+/// Descriptors of a connection in a contender.
+const DESCRIPTORS: usize = 2;
+/// Descriptors that a contender needs, or reserves, for other things.
+const RESERVED: usize = 8_000;
 /// The first number of those that join for this.
 const FIRST: u16 = 10;
 const PATIENCE: Duration = Duration::from_secs(10);

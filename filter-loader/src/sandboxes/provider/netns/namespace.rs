@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Mutex, PoisonError, mpsc},
     thread,
 };
 
@@ -77,6 +77,9 @@ impl Namespace {
 /// Makes `/run/netns` what `ip netns` makes of it: a mount of its own whose mounts are seen in every mount
 /// namespace.
 fn prepare_directory() -> io::Result<()> {
+    // Two at once would mount one over the other, and hide what the first has put there.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let share =
         || mount(None::<&str>, NAMED, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
     match fs::create_dir(NAMED) {
