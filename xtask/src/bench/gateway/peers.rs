@@ -17,7 +17,7 @@ pid /run/nginx.pid;
 error_log stderr crit;
 worker_processes 2;
 events {{
-    worker_connections 16384;
+    worker_connections 4096;
     multi_accept on;
 }}
 http {{
@@ -68,7 +68,7 @@ pub fn haproxy(host: &Netns, name: &str, to: SocketAddr) -> Result<Capsule> {
     let config = format!(
         "global
     nbthread 2
-    maxconn 16384
+    maxconn 4096
     tune.pipesize 262144
 defaults
     mode http
@@ -77,7 +77,7 @@ defaults
     timeout server 10m
     timeout tunnel 10m
     timeout http-keep-alive 75s
-    maxconn 16384
+    maxconn 4096
     backlog 4096
     option splice-auto
 frontend public
