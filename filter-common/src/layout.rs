@@ -12,7 +12,7 @@ use crate::{Addr, Reason};
 
 /// Number of this set of layouts. Pinned maps carry it in their path; a daemon that finds another one
 /// does not touch them.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Sandboxes that one host can have.
 pub const MAX_SANDBOXES: u32 = 16_384;
@@ -79,13 +79,6 @@ pub struct Spot {
     pub set: u32,
     /// Its tag, in the first of them.
     pub tag: u64,
-}
-
-/// Where the entry lies whose tag is that of a set's `way`: not at the same number in each set, because then
-/// the first entries of all sets would share a few lines of the CPU's cache.
-#[inline(always)]
-pub const fn entry_of(set: u32, way: u64) -> u64 {
-    (way ^ set as u64) % FLOW_WAYS as u64
 }
 
 /// What a place's tag is made of besides bits of the key's hash. 0 is the tag of a place that is free.
@@ -156,6 +149,22 @@ impl FlowKey {
             index += 1;
         }
         Spot { set: (mixed >> (64 - FLOW_SETS.trailing_zeros())) as u32, tag: mixed & !tag::OWN | tag::USED }
+    }
+
+    /// All of it but the protocol, eight bytes at a time.
+    #[inline(always)]
+    pub const fn pairs(&self) -> [u64; KEY_WORDS / 2] {
+        // SAFETY: as in `spot`.
+        let words: [u32; KEY_WORDS] = unsafe { core::mem::transmute(*self) };
+        let mut pairs = [0; KEY_WORDS / 2];
+        let mut index = 0;
+        while index < KEY_WORDS / 2 {
+            let (first, second) = (words[2 * index] as u64, words[2 * index + 1] as u64);
+            pairs[index] =
+                if cfg!(target_endian = "little") { second << 32 | first } else { first << 32 | second };
+            index += 1;
+        }
+        pairs
     }
 
     /// The sandbox's address.
@@ -326,15 +335,6 @@ pub struct FlowSeed {
     pub odd: [u64; KEY_WORDS],
 }
 
-/// The tags of a set: two cache lines, the second of which is read only if the first is full.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct FlowTags {
-    /// Of each place.
-    pub ways: [u64; FLOW_WAYS],
-}
-const _: () = assert!(size_of::<FlowTags>() == 128);
-
 /// A connection's place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -350,13 +350,18 @@ pub struct FlowEntry {
 }
 const _: () = assert!(size_of::<FlowEntry>() == 128);
 
-/// The places of a set.
+/// The places of a set. Tags and entries lie together, because a packet that finds memory cold waits for the
+/// page as well as for the line; and no set is a power of two long, or the tags of all would share a few lines of
+/// the CPU's cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct FlowPlaces {
-    /// By [`entry_of`]. Each is somebody's if its tag is not 0.
-    pub ways: [FlowEntry; FLOW_WAYS],
+pub struct FlowSet {
+    /// Two cache lines, of which the second is read only if the first is full.
+    pub tags: [u64; FLOW_WAYS],
+    /// Each is somebody's if its tag is not 0.
+    pub entries: [FlowEntry; FLOW_WAYS],
 }
+const _: () = assert!(size_of::<FlowSet>() == 128 + FLOW_WAYS * size_of::<FlowEntry>());
 
 /// The kernel's `struct bpf_spin_lock`: it finds the lock in a map's value by this name.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L7264-L7266>
@@ -630,8 +635,8 @@ pub mod sweep {
 #[cfg(feature = "aya")]
 mod pod {
     use super::{
-        Budget, Closed, Counters, Expiry, Flow, FlowEntry, FlowKey, FlowLock, FlowPlaces, FlowSeed, FlowTags,
-        Policy, Punt, PuntKey, Sandbox, Throttle,
+        Budget, Closed, Counters, Expiry, Flow, FlowEntry, FlowKey, FlowLock, FlowSeed, FlowSet, Policy,
+        Punt, PuntKey, Sandbox, Throttle,
     };
 
     macro_rules! pod {
@@ -640,7 +645,7 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    pod!(FlowKey, Flow, FlowTags, FlowEntry, FlowPlaces, FlowLock, FlowSeed, Closed, Expiry);
+    pod!(FlowKey, Flow, FlowEntry, FlowSet, FlowLock, FlowSeed, Closed, Expiry);
     pod!(Sandbox, Policy, Budget, Counters, Throttle, PuntKey, Punt);
 }
 

@@ -1,7 +1,7 @@
 //! What the kernel programs and userspace share: one definition for both, so that nothing must be
 //! kept in sync by hand.
 //!
-//! A packet goes through the modules in this order: [`frame`] says what it is, [`ip`] (with [`icmp`])
+//! A packet goes through the modules in this order, unless [`plain`] recognises it at once: [`frame`] says what it is, [`ip`] (with [`icmp`])
 //! finds addresses and ports, [`neighbour`] judges ARP and neighbour discovery, [`decide`] gives the
 //! verdict, [`tcp`] follows the connection. All of these are pure: they read bytes through
 //! [`read::Read`] and never look anything up, so `cargo test` reaches every line on the host.
@@ -28,6 +28,7 @@ pub mod icmp;
 pub mod ip;
 pub mod layout;
 pub mod neighbour;
+pub mod plain;
 pub mod read;
 pub mod tcp;
 

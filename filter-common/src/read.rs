@@ -12,6 +12,9 @@ pub trait Read {
     /// `N` four-byte words from `offset`, which the caller knows when it is compiled; `None` past the end.
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
 
+    /// As [`Self::words`], but `None` also where they are not at hand: never slow.
+    fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+
     /// As [`Self::words`], for an offset that the packet itself decides.
     fn words_at<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
 }
@@ -51,6 +54,10 @@ impl Read for &[u8] {
             *word = u32::from_ne_bytes(chunk.try_into().ok()?);
         }
         Some(words)
+    }
+
+    fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.words(offset)
     }
 
     fn words_at<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {

@@ -67,6 +67,12 @@ pub const fn nonsense(flags: u8) -> bool {
     flags & (SYN | FIN | RST | ACK) == 0 || (flags & SYN != 0 && flags & (FIN | RST) != 0)
 }
 
+/// Whether a segment goes on with a connection: it neither opens, closes nor resets anything.
+#[inline(always)]
+pub const fn goes_on(flags: u8) -> bool {
+    flags & (SYN | FIN | RST | ACK) == ACK
+}
+
 /// The bits that a segment with `flags` from `from` adds to a connection that stood at `bits` and that
 /// `opener` began.
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! The connections that are being followed: those that the sandbox began, and those that began with it.
 //!
 //! A table of our own rather than a hash map of the kernel's: a packet of a known connection then costs three
-//! cache lines and no call. A connection lies in one of the sixteen places of its set; each set has a line or
-//! two of tags, by which a lookup finds the place.
+//! cache lines, most often of one page, and no call. A connection lies in one of the sixteen places of its set,
+//! which begins with a line or two of tags, by which a lookup finds the place.
 //!
 //! The table of egress connections *is* the count: a place in the budget is taken before an entry is made
 //! and given back by whoever succeeds in removing it. Two CPUs, the timer and a sweep may all want to end
@@ -17,8 +17,8 @@ use aya_ebpf::{
 };
 use filter_common::ip::{Kind, Packet, protocol};
 use filter_common::layout::{
-    FLOW_LOCKS as LOCKS, FLOW_SETS as SETS, FLOW_WAYS, Flow, FlowEntry, FlowKey, FlowLock, FlowPlaces,
-    FlowSeed, FlowTags, entry_of, event_kind,
+    FLOW_LOCKS as LOCKS, FLOW_SETS as SETS, FLOW_WAYS, Flow, FlowEntry, FlowKey, FlowLock, FlowSeed, FlowSet,
+    event_kind,
 };
 use filter_common::tcp::{self, Side, state};
 use filter_common::{Reason, RuleWord, decide};
@@ -26,12 +26,9 @@ use filter_common::{Reason, RuleWord, decide};
 use crate::control::{ticks, timeout, to_nanoseconds};
 use crate::{atomic, budget, closed, events, punt};
 
-/// In pages of its own, so that a set's tags begin with a cache line.
+/// In pages of its own, so that a set begins with a cache line.
 #[btf_map]
-static FLOW_TAGS: Array<FlowTags, { SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
-
-#[btf_map]
-static FLOWS: Array<FlowPlaces, { SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+static FLOWS: Array<FlowSet, { SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Whoever makes an entry holds the lock of its set, so that no two CPUs make the same one.
 #[btf_map]
@@ -81,7 +78,8 @@ pub struct Tracked {
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<Tracked> {
     let spot = key.spot(FLOW_SEED.get(0)?);
-    let tags = FLOW_TAGS.get_ptr_mut(spot.set)?.cast::<u64>();
+    let set = FLOWS.get_ptr_mut(spot.set)?;
+    let tags = tags_of(set);
     // What is left of a tag that agrees with the key is the number of its way. Read from the tag rather than
     // counted: the verifier would go through the rest of the program once for each number that it knows.
     let mut left = NONE;
@@ -97,26 +95,50 @@ pub fn find(key: &FlowKey) -> Option<Tracked> {
     if left >= NONE {
         return None;
     }
-    let places = FLOWS.get_ptr_mut(spot.set)?.cast::<FlowEntry>();
     // SAFETY: as above.
     unsafe {
-        let entry = at(places, spot.set, left);
-        let place = tags.add(atomic::within::<NONE>(left) as usize);
-        if (*entry).key == *key { Some(Tracked { place, tag: spot.tag | left, entry }) } else { None }
+        let (place, entry) = at(set, left);
+        if is_of(entry, key) { Some(Tracked { place, tag: spot.tag | left, entry }) } else { None }
     }
+}
+
+/// Whether an entry has this key: as comparing the two, but in fewer steps.
+///
+/// # Safety
+/// `entry` must be an entry of the table, which is aligned for pairs.
+#[inline(always)]
+unsafe fn is_of(entry: *const FlowEntry, key: &FlowKey) -> bool {
+    let wanted = key.pairs();
+    let mut index = 0;
+    while index < wanted.len() {
+        // SAFETY: the caller's promise; the key comes first in the entry.
+        if unsafe { *entry.cast::<u64>().add(index) } != wanted[index] {
+            return false;
+        }
+        index += 1;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { (*entry).key.protocol() == key.protocol() }
 }
 
 /// The number of no way.
 const NONE: u64 = FLOW_WAYS as u64;
 
-/// The entry whose tag is that of `way`.
+/// The tags of a set.
+#[inline(always)]
+fn tags_of(set: *mut FlowSet) -> *mut u64 {
+    set.cast()
+}
+
+/// A set's place with the number `way`: its tag and its entry.
 ///
 /// # Safety
-/// `places` must be those of `set`.
+/// `set` must be an element of the table.
 #[inline(always)]
-unsafe fn at(places: *mut FlowEntry, set: u32, way: u64) -> *mut FlowEntry {
+unsafe fn at(set: *mut FlowSet, way: u64) -> (*mut u64, *mut FlowEntry) {
+    let way = atomic::within::<NONE>(way) as usize;
     // SAFETY: the caller's promise.
-    unsafe { places.add(atomic::within::<NONE>(entry_of(set, way)) as usize) }
+    unsafe { (tags_of(set).add(way), (&raw mut (*set).entries).cast::<FlowEntry>().add(way)) }
 }
 
 /// What became of an entry that was to be made.
@@ -132,29 +154,26 @@ enum Made {
 fn insert(key: &FlowKey, direction: Direction, flow: &Flow) -> Made {
     let Some(seed) = FLOW_SEED.get(0) else { return Made::NoRoom };
     let spot = key.spot(seed);
-    let (Some(lock), Some(tags), Some(places)) = (
-        FLOW_LOCKS.get_ptr_mut(spot.set & (LOCKS - 1)),
-        FLOW_TAGS.get_ptr_mut(spot.set),
-        FLOWS.get_ptr_mut(spot.set),
-    ) else {
+    let (Some(lock), Some(set)) =
+        (FLOW_LOCKS.get_ptr_mut(spot.set & (LOCKS - 1)), FLOWS.get_ptr_mut(spot.set))
+    else {
         return Made::NoRoom;
     };
-    let (tags, places) = (tags.cast::<u64>(), places.cast::<FlowEntry>());
     // SAFETY: the elements live as long as their maps; between the two calls nothing is called.
     unsafe {
         bpf_spin_lock((&raw mut (*lock).lock).cast());
-        let (known, free) = scan(tags, spot.tag);
+        let (known, free) = scan(tags_of(set), spot.tag);
         let made = if known < NONE {
             // Another connection with this tag is one chance in many thousand millions: then this one has no
             // room.
-            if (*at(places, spot.set, known)).key == *key { Made::IsThere } else { Made::NoRoom }
+            if (*at(set, known).1).key == *key { Made::IsThere } else { Made::NoRoom }
         } else if free < NONE {
-            let entry = at(places, spot.set, free);
+            let (place, entry) = at(set, free);
             (*entry).key = *key;
             (*entry).inbound = u32::from(matches!(direction, Direction::Inbound));
             (*entry).flow = *flow;
             // Its tag last; a plain write would not keep the order on all machines.
-            atomic::replace_word(tags.add(atomic::within::<NONE>(free) as usize), 0, spot.tag | free);
+            atomic::replace_word(place, 0, spot.tag | free);
             Made::Yes
         } else {
             Made::NoRoom
@@ -222,6 +241,32 @@ impl Tracked {
     /// Follows the connection through one more packet.
     #[inline(always)]
     pub fn advance(&self, packet: &Packet, from: Side, bytes: u32) {
+        self.note(packet, from, bytes);
+        if matches!(packet.kind, Kind::Tcp) {
+            self.advance_tcp(packet, from);
+        }
+    }
+
+    /// As [`Self::advance`], for a packet that [`tcp::goes_on`].
+    #[inline(always)]
+    pub fn go_on(&self, packet: &Packet, from: Side, bytes: u32) {
+        self.note(packet, from, bytes);
+        if matches!(packet.kind, Kind::Tcp) {
+            // SAFETY: see the type.
+            unsafe {
+                self.expect(packet, from, false);
+                let bits = (*self.flow()).state;
+                let added = tcp::observe(bits, self.direction().opener(), from, packet.flags) & !bits;
+                if added != 0 {
+                    atomic::set_bits(&raw mut (*self.flow()).state, added);
+                }
+            }
+        }
+    }
+
+    /// Notes that there was one more packet.
+    #[inline(always)]
+    fn note(&self, packet: &Packet, from: Side, bytes: u32) {
         let flow = self.flow();
         // SAFETY: see the type; what two CPUs may write at once is written atomically.
         unsafe {
@@ -239,8 +284,27 @@ impl Tracked {
                 (*flow).last_seen = ticks();
             }
         }
-        if matches!(packet.kind, Kind::Tcp) {
-            self.advance_tcp(packet, from);
+    }
+
+    /// Notes the number that the segment's sender will use next. Something sent again lies before what is
+    /// known already; what lies far ahead is not the other end's, unless it `begins` the connection.
+    ///
+    /// # Safety
+    /// As of the type.
+    #[inline(always)]
+    unsafe fn expect(&self, packet: &Packet, from: Side, begins: bool) {
+        let flow = self.flow();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let known = match from {
+                Side::Sandbox => &raw mut (*flow).next_of_sandbox,
+                Side::Remote => &raw mut (*flow).next_of_remote,
+            };
+            let next = packet.next_seq();
+            let ahead = next.wrapping_sub(*known);
+            if begins || (ahead != 0 && ahead <= MOST_AHEAD) {
+                *known = next;
+            }
         }
     }
 
@@ -259,19 +323,10 @@ impl Tracked {
                 }
                 return;
             }
-            let known = match from {
-                Side::Sandbox => &raw mut (*flow).next_of_sandbox,
-                Side::Remote => &raw mut (*flow).next_of_remote,
-            };
-            // Something sent again lies before what is known already; what lies far ahead, or begins anew
-            // what was answered, is not the other end's.
-            let next = packet.next_seq();
-            let ahead = next.wrapping_sub(*known);
+            // What begins anew what was answered is not the other end's.
             let begins = packet.flags & tcp::SYN != 0
                 && (from == Side::Sandbox || (*flow).state & state::ANSWERED == 0);
-            if begins || (ahead != 0 && ahead <= MOST_AHEAD) {
-                *known = next;
-            }
+            self.expect(packet, from, begins);
             let bits = (*flow).state;
             // The same ports again, before the old connection was seen to end.
             if packet.is_syn() && from == opener && bits & state::FIN_BOTH != 0 {
@@ -384,16 +439,12 @@ pub unsafe fn judged(flow: *mut Flow, rule: RuleWord, generation: u32) {
 /// The tag and the entry at a place, by its number; `None` if it is free.
 #[inline(always)]
 pub fn nth(number: u32) -> Option<(*mut u64, u64, *mut FlowEntry)> {
-    let (set, way) = (number / FLOW_WAYS as u32, atomic::within::<NONE>(u64::from(number)));
-    let tags = FLOW_TAGS.get_ptr_mut(set)?.cast::<u64>();
-    // SAFETY: the elements live as long as their maps, and have as many ways.
+    let set = FLOWS.get_ptr_mut(number / FLOW_WAYS as u32)?;
+    // SAFETY: the element lives as long as the map.
     unsafe {
-        let place = tags.add(way as usize);
+        let (place, entry) = at(set, u64::from(number));
         let tag = atomic::load(place);
-        if tag == 0 {
-            return None;
-        }
-        Some((place, tag, at(FLOWS.get_ptr_mut(set)?.cast(), set, way)))
+        if tag == 0 { None } else { Some((place, tag, entry)) }
     }
 }
 

@@ -9,7 +9,7 @@
 //! owned by one module, and the helpers.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics, asm_experimental_arch)]
+#![feature(core_intrinsics, asm_experimental_arch, stmt_expr_attributes)]
 #![expect(internal_features, reason = "the only way to atomics on this target")]
 
 mod atomic;
@@ -52,6 +52,7 @@ const SK_DROP: u32 = sk_action::SK_DROP;
 
 /// What the sandbox sends.
 #[classifier]
+#[inline(always)]
 pub fn from_sandbox(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let injected = control::injected(&skb);
@@ -87,6 +88,7 @@ pub fn from_sandbox(ctx: TcContext) -> i32 {
 
 /// What is sent to the sandbox.
 #[classifier]
+#[inline(always)]
 pub fn to_sandbox(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     // One of our own refusals on its way back, or a frame that userspace put here.

@@ -75,25 +75,30 @@ impl Read for Skb {
 
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        // Only the first bytes of a frame have to lie in the buffer's linear part.
+        self.near(offset).or_else(|| self.words_at(offset))
+    }
+
+    #[inline(always)]
+    fn near<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         // SAFETY: the context's data pointers are valid, and the verifier checks the comparison.
         // The pointer may be unaligned, which the JITs of 64-bit machines allow; `read_unaligned` would
         // turn each word into four loads.
         unsafe {
             let start = (*self.raw).data as usize + offset as usize;
             let end = (*self.raw).data_end as usize;
-            if start + 4 * N <= end {
-                let start = start as *const u32;
-                let mut words = [0; N];
-                let mut index = 0;
-                while index < N {
-                    words[index] = *start.add(index);
-                    index += 1;
-                }
-                return Some(words);
+            if start + 4 * N > end {
+                return None;
             }
+            let start = start as *const u32;
+            let mut words = [0; N];
+            let mut index = 0;
+            while index < N {
+                words[index] = *start.add(index);
+                index += 1;
+            }
+            Some(words)
         }
-        // Only the first bytes of a frame have to lie in the buffer's linear part.
-        self.words_at(offset)
     }
 
     #[inline(always)]

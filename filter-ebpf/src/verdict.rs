@@ -5,6 +5,7 @@ use filter_common::decide::{self, Refusal};
 use filter_common::frame::{self, Payload};
 use filter_common::ip::{self, Kind, Packet, Version};
 use filter_common::layout::{FlowKey, PolicyWord, Sandbox, sandbox_flags};
+use filter_common::plain::{self, Plain};
 use filter_common::tcp::Side;
 use filter_common::{Addr, Class, Decision, Reason, RuleWord, icmp, neighbour};
 
@@ -93,10 +94,53 @@ fn silently(way: Way, policy: PolicyWord, packet: Option<Packet>, reason: Reason
     Outcome::Deny(reason, Refusal::Silence)
 }
 
+/// Judges a packet of the usual shape, sent by `from`, that goes on with a known connection which has been
+/// judged by the policy in force: nearly all are that. `None` for any other, with nothing done to it.
+#[inline(always)]
+fn at_once(skb: &Skb, sandbox: &Sandbox, policy: PolicyWord, from: Side) -> Option<Outcome> {
+    if skb.has_vlan_tag() {
+        return None;
+    }
+    plain::parse(
+        skb,
+        #[inline(always)]
+        |plain| goes_on(skb, sandbox, policy, from, &plain),
+    )
+}
+
+#[inline(always)]
+fn goes_on(skb: &Skb, sandbox: &Sandbox, policy: PolicyWord, from: Side, plain: &Plain) -> Option<Outcome> {
+    let Plain { source, packet } = plain;
+    if let Side::Sandbox = from
+        && !sandbox.owns_mac(*source)
+    {
+        return None;
+    }
+    let key = FlowKey::of(sandbox.tenant, packet, from)?;
+    let flow = flows::find(&key)?;
+    if flow.generation() != policy.generation() {
+        return None;
+    }
+    let reason = match (flow.rule().class(), from) {
+        (Class::Allowed | Class::Unmatched, Side::Remote) => Reason::Reply,
+        // The packet that it began with stood the test of `decide::identity`, and the key is all that this
+        // looks at. What began with the sandbox did not.
+        (_, Side::Sandbox) if matches!(flow.direction(), Direction::Inbound) => return None,
+        (Class::Allowed, Side::Sandbox) => Reason::AllowedCidr,
+        (Class::Unmatched, Side::Sandbox) => Reason::Default,
+        _ => return None,
+    };
+    flow.go_on(packet, from, skb.frame_len());
+    Some(Outcome::Pass(reason))
+}
+
 /// Judges what the sandbox sends.
 #[inline(always)]
 pub fn from_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     let policy = policy::in_force(sandbox.slot);
+    if let Some(outcome) = at_once(skb, sandbox, policy, Side::Sandbox) {
+        return outcome;
+    }
     let deny = |packet, reason| silently(Way::FromSandbox, policy, packet, reason);
     let Ok(ethernet) = frame::parse(skb) else { return deny(None, Reason::Malformed) };
     if skb.has_vlan_tag() {
@@ -298,6 +342,9 @@ fn open_inbound(slot: u32, subject: &Subject, key: &FlowKey, bytes: u32) -> Resu
 #[inline(always)]
 pub fn to_sandbox(skb: &Skb, sandbox: &Sandbox) -> Outcome {
     let policy = policy::in_force(sandbox.slot);
+    if let Some(outcome) = at_once(skb, sandbox, policy, Side::Remote) {
+        return outcome;
+    }
     let deny = |packet, reason| silently(Way::ToSandbox, policy, packet, reason);
     let Ok(ethernet) = frame::parse(skb) else { return deny(None, Reason::Malformed) };
     if skb.has_vlan_tag() {

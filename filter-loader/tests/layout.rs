@@ -51,8 +51,7 @@ fn shared_types_lie_where_the_programs_have_them() {
         }
     );
     same_layout!(btf, FlowEntry { key, inbound, flow, zero });
-    same_layout!(btf, FlowTags { ways });
-    same_layout!(btf, FlowPlaces { ways });
+    same_layout!(btf, FlowSet { tags, entries });
     same_layout!(btf, FlowLock { lock, zero });
     same_layout!(btf, FlowSeed { odd });
     same_layout!(btf, Closed { until, generation, rule });
@@ -117,7 +116,7 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
     let outer = |entries: u32| (BPF_MAP_TYPE_ARRAY_OF_MAPS as u32, 4, 4, entries, 0);
     let ring = |bytes: u32| (BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
     let (key, closed) = (size(size_of::<FlowKey>()), size(size_of::<Closed>()));
-    let expected: [(&str, Definition); 20] = [
+    let expected: [(&str, Definition); 19] = [
         ("BUDGETS", array(size_of::<Budget>(), MAX_SANDBOXES)),
         ("CLOSED", (BPF_MAP_TYPE_LRU_HASH as u32, key, closed, 65_536, 0)),
         ("COUNTERS", (BPF_MAP_TYPE_ARRAY as u32, 4, size(size_of::<Counters>()), MAX_SANDBOXES, MMAPABLE)),
@@ -126,10 +125,9 @@ fn maps_are_as_large_as_they_are_meant_to_be() {
         ("EVENTS", ring(4 << 20)),
         ("EVENTS_LOST", array(size_of::<u64>(), 2)),
         ("EXPIRY", array(size_of::<Expiry>(), 1)),
-        ("FLOWS", shared(size_of::<FlowPlaces>(), FLOW_SETS)),
+        ("FLOWS", shared(size_of::<FlowSet>(), FLOW_SETS)),
         ("FLOW_LOCKS", array(size_of::<FlowLock>(), FLOW_LOCKS)),
         ("FLOW_SEED", array(size_of::<FlowSeed>(), 1)),
-        ("FLOW_TAGS", shared(size_of::<FlowTags>(), FLOW_SETS)),
         ("POLICIES", array(size_of::<Policy>(), MAX_POLICIES)),
         ("POLICY_WORDS", shared(size_of::<u64>(), MAX_SANDBOXES)),
         (

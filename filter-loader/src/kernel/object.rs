@@ -36,7 +36,6 @@ const PINNED: &[&str] = &[
     "THROTTLES",
     "CLOSED",
     "FLOWS",
-    "FLOW_TAGS",
     "FLOW_LOCKS",
     "FLOW_SEED",
     "EXPIRY",

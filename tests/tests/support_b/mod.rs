@@ -370,7 +370,7 @@ pub fn tool(netns: &Netns, program: &str, args: &[&str]) -> Result<String> {
 /// The tries that a daemon has: the numbers of the maps in its pinned map of maps. Some of them are empty and
 /// kept ready, one is everybody's who has none, the others are policies in force.
 pub fn tries(daemon: &Daemon, netns: &Netns) -> Result<BTreeSet<u64>> {
-    let pin = daemon.pins().join("maps-v2/TRIES");
+    let pin = daemon.pins().join("maps-v3/TRIES");
     let dump = tool(netns, "bpftool", &["-j", "map", "dump", "pinned", &pin.to_string_lossy()])?;
     let dump: Value = serde_json::from_str(&dump).context("bpftool prints no JSON")?;
     let entries = dump.as_array().context("bpftool prints no list")?;
