@@ -4,11 +4,11 @@
 mod gateway_support;
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use filter_tests::{Server, Service, WebServer};
+use filter_tests::{Daemon, Server, Service, Topology, WebServer};
 use gateway_support::{
     Answer, DOMAIN, GATEWAY, ID, PORT, Stand, answer, deny_all, eventually, headers, host, host_of, secured,
 };
@@ -35,6 +35,17 @@ fn a_sandbox_that_reaches_nothing_is_reached_and_charged_nothing() -> Result<()>
             .tcp_connect(("203.0.113.10".parse::<std::net::IpAddr>()?, 80), Duration::from_secs(2))
             .is_ok()
     );
+    Ok(())
+}
+
+#[test]
+fn who_has_the_address_already_keeps_it_and_enforcement_goes_on() -> Result<()> {
+    let topology = Topology::new()?;
+    let _other = topology.host().run(|| Ok(TcpListener::bind(GATEWAY)?))?;
+    let daemon = Daemon::start_on(&topology)?;
+    let sandbox = topology.sandbox(1)?;
+    daemon.attach(ID, &sandbox, &deny_all())?;
+    ensure!(daemon.log().contains("public URLs ([ingress].listen) are not served"), "{}", daemon.log());
     Ok(())
 }
 

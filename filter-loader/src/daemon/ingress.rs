@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use filter_gateway::server::StartError;
 use filter_gateway::{Counters, Directory, Gateway, Handle, Rate, Running, Secret, Settings};
 
 use super::core::Core;
@@ -29,21 +30,29 @@ impl Ingress {
     }
 }
 
-/// Starts the gateway. Must be called within the runtime.
+/// Starts the gateway. Must be called within the runtime. That somebody else has its address is said and no more: what
+/// is enforced does not depend on who is reached.
 ///
 /// # Errors
-/// If an address or the certificate cannot be used.
-pub fn start(core: &Arc<Core>, sandboxes: &Arc<Sandboxes>) -> Result<Running, ControlError> {
-    let failed = |error: filter_gateway::server::StartError| {
-        ControlError::failed(format!("public URLs ([ingress]) are not served: {error}"))
+/// If the certificate cannot be used.
+pub fn start(core: &Arc<Core>, sandboxes: &Arc<Sandboxes>) -> Result<Option<Running>, ControlError> {
+    let failed = |error: StartError| {
+        ControlError::failed(format!("public URLs ([ingress]) cannot be served: {error}"))
     };
     let known = Known { core: Arc::downgrade(core), sandboxes: Arc::downgrade(sandboxes) };
-    let gateway = Gateway::bind(settings(&core.config), Arc::new(known)).map_err(failed)?;
+    let gateway = match Gateway::bind(settings(&core.config), Arc::new(known)) {
+        Ok(gateway) => gateway,
+        Err(error @ StartError::Listen { .. }) => {
+            tracing::error!(%error, "public URLs ([ingress].listen) are not served; free the address and restart");
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
     let running = gateway.run().map_err(failed)?;
     core.ingress.0.get_or_init(|| running.handle());
     let ingress = &core.config.ingress;
     tracing::info!(listen = ?ingress.listen, domain = ingress.domain, "public URLs are served");
-    Ok(running)
+    Ok(Some(running))
 }
 
 fn settings(config: &Config) -> Settings {

@@ -126,7 +126,12 @@ async fn serve_until_told(config: Config) -> Result<(), ControlError> {
         // Whoever observes would have the API wait for them.
         core.feed.close();
         ending.abort();
-        let _ = tokio::join!(serving.join_all(), gateway.stop());
+        let closing = async {
+            if let Some(gateway) = gateway {
+                gateway.stop().await;
+            }
+        };
+        let _ = tokio::join!(serving.join_all(), closing);
         blocking(&core, Core::end_all_learning).await?;
         watching.abort();
         inspector.stop().await;
