@@ -129,11 +129,14 @@ impl<H: Host> Connection<H> {
         rules.is_some_and(|rules| rules.passes_unnamed(self.flow().destination.ip()))
     }
 
-    /// Whether it may, and nothing that it says in the clear could be a request that headers are set in.
+    /// Whether it may, and nobody wants to know what it says in the clear: neither does it have to be learned, nor
+    /// could it be a request that headers are set in.
     pub(crate) fn is_nobodys_business(&self) -> bool {
         let rules = self.shared.host.rules(self.tenant());
         rules.is_some_and(|rules| {
-            rules.passes_unnamed(self.flow().destination.ip()) && !rules.policy.has_transforms_in_clear()
+            rules.passes_unnamed(self.flow().destination.ip())
+                && !rules.policy.is_observing()
+                && !rules.policy.has_transforms_in_clear()
         })
     }
 

@@ -40,15 +40,13 @@ pub fn compile(policy: &Policy, guard: &Guard) -> Compiled {
     // With `deny-first` whatever is denied is denied before names come into it, and a policy that has names
     // denies everything.
     let inspect = policy.has_domains() && policy.precedence == Precedence::AllowFirst;
-    // No document has names and denies nothing: this one is for learning what a sandbox does.
-    let learning = inspect && policy.deny_out.is_empty() && policy.allow_internet_access;
     let servers = if inspect { policy.dns.servers.as_slice() } else { &[] };
     let mut compiled = Compiled {
         entries: flatten(rules(policy, guard), policy.precedence),
         egress_connections: policy.limits.egress_connections,
         precedence: policy.precedence,
         inspect,
-        watch: learning || policy.has_transforms(),
+        watch: policy.is_observing() || policy.has_transforms(),
         resolvers: servers.iter().copied().map(Addr::from).collect(),
     };
     if inspect {

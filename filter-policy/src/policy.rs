@@ -141,6 +141,11 @@ impl Policy {
         }
     }
 
+    /// Whether it is such a policy: a document that has names denies everything else.
+    pub fn is_observing(&self) -> bool {
+        self.has_domains() && self.deny_out.is_empty() && self.allow_internet_access
+    }
+
     /// Whether any entry allows by name, so that connections have to be inspected.
     pub fn has_domains(&self) -> bool {
         self.allow_out.iter().any(AllowEntry::is_domain)

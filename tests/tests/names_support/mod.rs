@@ -189,6 +189,7 @@ impl Ground {
     }
 
     pub fn before(&self) -> Result<Before> {
+        self.settle()?;
         Ok(Before {
             show: self.show()?,
             events: self.daemon.events()?.len(),
@@ -196,6 +197,24 @@ impl Ground {
             web: self.web.connections(),
             frames: self.frames()?,
         })
+    }
+
+    /// Waits for what is still to come of exchanges before: an acknowledgement may be put off for 40 ms.
+    fn settle(&self) -> Result<()> {
+        const PUT_OFF: Duration = Duration::from_millis(60);
+        let mut seen = self.frames()?;
+        for _ in 0..5 {
+            if seen == 0 {
+                break;
+            }
+            std::thread::sleep(PUT_OFF);
+            let now = self.frames()?;
+            if now == seen {
+                break;
+            }
+            seen = now;
+        }
+        Ok(())
     }
 
     /// The events since.
