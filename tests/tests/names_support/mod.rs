@@ -207,7 +207,7 @@ impl Ground {
             if seen == 0 {
                 break;
             }
-            std::thread::sleep(PUT_OFF);
+            sleep(PUT_OFF);
             let now = self.frames()?;
             if now == seen {
                 break;
