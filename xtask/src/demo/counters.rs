@@ -15,7 +15,7 @@ const EXPECTED: [(&str, &[&str]); 3] = [
 ];
 
 pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
-    title("5. What the filter counted (`sandbox-filter show ID --json`)");
+    title("6. What the filter counted (`sandbox-filter show ID --json`)");
     for (id, expected) in EXPECTED {
         let show = stage.daemon.show(id)?;
         let connections = show.get("connections").context("`show` has no connections")?;

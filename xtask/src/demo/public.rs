@@ -15,7 +15,7 @@ const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 8080);
 const PORT: u16 = 3000;
 
 pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
-    title("Public URLs: every port of every sandbox, for those who may");
+    title("5. Public URLs: every port of every sandbox, for those who may");
     let _services =
         [Server::start(&stage.alpha, Service::Http, PORT)?, Server::start(&stage.beta, Service::Http, PORT)?];
     let before = charged(stage)?;
@@ -25,7 +25,7 @@ pub fn play(stage: &Stage, findings: &mut Findings) -> Result<()> {
     for (port, id, head, status, what) in [
         (PORT, ALPHA, "", 200, "open to everybody"),
         (PORT + 1, ALPHA, "", 502, "nobody listens there"),
-        (PORT, "gamma", "", 502, "no such sandbox"),
+        (PORT, "nobody", "", 502, "no such sandbox"),
         (PORT, BETA, "", 403, "without its token"),
         (PORT, BETA, &shown, 200, "with its token"),
     ] {
