@@ -17,8 +17,6 @@ pub enum ErrorCode {
     Usage,
     /// The policy is refused.
     InvalidPolicy,
-    /// It is understood, and cannot be done yet.
-    NotSupported,
     /// No sandbox has this id.
     NotFound,
     /// The id, the interface or an address belongs to another sandbox, or the state to another daemon.
@@ -33,7 +31,7 @@ impl ErrorCode {
     /// The exit code of a command that fails with it.
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::Failed | Self::NotSupported => 1,
+            Self::Failed => 1,
             Self::Usage | Self::InvalidPolicy => 2,
             Self::NotFound => 3,
             Self::Conflict | Self::PreconditionFailed => 4,
@@ -92,11 +90,6 @@ impl ControlError {
     /// What was asked for is not well-formed.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Usage, message)
-    }
-
-    /// What was asked for is understood, and cannot be done yet.
-    pub fn not_supported(message: impl Into<String>) -> Self {
-        Self::new(ErrorCode::NotSupported, message)
     }
 
     /// No sandbox has this id.
@@ -160,7 +153,6 @@ mod tests {
             (ErrorCode::Failed, "failed", 1),
             (ErrorCode::Usage, "usage", 2),
             (ErrorCode::InvalidPolicy, "invalid_policy", 2),
-            (ErrorCode::NotSupported, "not_supported", 1),
             (ErrorCode::NotFound, "not_found", 3),
             (ErrorCode::Conflict, "conflict", 4),
             (ErrorCode::PreconditionFailed, "precondition_failed", 4),

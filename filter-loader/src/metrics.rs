@@ -263,7 +263,6 @@ const fn result(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::Failed | ErrorCode::Unreachable => "failed",
         ErrorCode::Usage | ErrorCode::InvalidPolicy => "invalid",
-        ErrorCode::NotSupported => "not_supported",
         ErrorCode::NotFound => "not_found",
         ErrorCode::Conflict => "conflict",
         ErrorCode::PreconditionFailed => "precondition_failed",

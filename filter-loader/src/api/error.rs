@@ -124,7 +124,7 @@ pub(super) fn rate_headers(standing: Standing) -> Vec<(HeaderName, HeaderValue)>
 impl From<ControlError> for ApiError {
     fn from(error: ControlError) -> Self {
         let status = match error.code {
-            ErrorCode::Usage | ErrorCode::InvalidPolicy | ErrorCode::NotSupported => StatusCode::BAD_REQUEST,
+            ErrorCode::Usage | ErrorCode::InvalidPolicy => StatusCode::BAD_REQUEST,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::Conflict => StatusCode::CONFLICT,
             ErrorCode::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
